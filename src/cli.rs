@@ -1,0 +1,634 @@
+//! Arguments and environment, read into [`Options`]. Pure: both are parameters.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+
+use crate::address::{Proxy, Url};
+use crate::error::Error;
+use crate::secret::Secret;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+docspace-rotate: give an ONLYOFFICE DocSpace OAuth client a new secret
+
+Regenerates the client's secret, prints it alone on stdout, and revokes the
+caller's consent to the client.
+
+Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
+
+  CLIENT_ID                OAuth client's id              [env: DOCSPACE_CLIENT_ID]
+  -u, --url URL            the portal's address           [env: DOCSPACE_BASE_URL]
+  -o, --output FILE        write the secret to FILE instead of stdout
+      --json               write the portal's JSON object, not the bare secret
+      --only STEP          do one step alone: regenerate, revoke
+      --cacert FILE        trust the CA certificates in FILE (PEM) only
+                                                          [env: SSL_CERT_FILE]
+      --allow-http         let the key travel unencrypted to a host other than this
+      --timeout SECONDS    give up after this long in all; default 120
+  -q, --quiet              nothing but errors on stderr
+  -h, --help               show this help
+  -V, --version            show the version
+
+Environment:
+  DOCSPACE_API_KEY         the API key, or any other bearer token (never a flag)
+  DOCSPACE_API_KEY_FILE    a file that holds it
+  HTTPS_PROXY, ALL_PROXY, NO_PROXY   as curl reads them
+
+Exit status: the state that the client is in
+  0  all steps asked for are done
+  2  wrong usage, setting, key file or output; nothing was sent
+  3  refused, or not to be trusted (certificate); nothing changed
+  4  not reached, or busy, until time ran out; nothing changed
+  5  new secret handed over, consent not revoked: run again with --only revoke
+  6  new secret made, but it could not be written: fix the output, run again
+  7  unknown: the change may have happened; take the old secret for dead and run
+     again in some minutes
+Running it again is always the cure: a new secret replaces whatever there was.
+";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+    /// Do the job.
+    Rotate(Box<Options>),
+}
+
+/// All settings of one run.
+#[derive(Debug)]
+pub struct Options {
+    /// The client's id: needs no escaping in a path or a log.
+    pub client: String,
+    /// The portal's address.
+    pub url: Url,
+    /// The proxy on the way there, if any.
+    pub proxy: Option<Proxy>,
+    /// Where the key is.
+    pub key: Key,
+    /// What to do.
+    pub steps: Steps,
+    /// The file that gets the secret; stdout where there is none.
+    pub output: Option<PathBuf>,
+    /// Write the portal's JSON object instead of the bare secret.
+    pub json: bool,
+    /// The file with the only CA certificates to trust, and the argument or variable that named it.
+    pub cacert: Option<(PathBuf, &'static str)>,
+    /// How long the run may take in all.
+    pub timeout: Duration,
+    /// Nothing but errors on stderr.
+    pub quiet: bool,
+}
+
+/// Where the key is.
+#[derive(Debug)]
+pub enum Key {
+    /// In DOCSPACE_API_KEY.
+    Given(Secret),
+    /// In the file that DOCSPACE_API_KEY_FILE names.
+    InFile(PathBuf),
+}
+
+/// The steps to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steps {
+    /// Regenerate the secret, hand it over, revoke the consent.
+    All,
+    /// Only regenerate the secret and hand it over.
+    Regenerate,
+    /// Only revoke the consent.
+    Revoke,
+}
+
+/// Reads the command line, without the program's name, and the environment.
+///
+/// # Errors
+///
+/// The first mistake, in one line that names the argument or variable. No value is shown that
+/// could be a key in the wrong place.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<Command, Error> {
+    // An empty variable counts as unset.
+    let os_var = |name: &'static str| env(name).filter(|value| !value.is_empty());
+    let var = |name: &'static str| os_var(name).map(|value| utf8(name, value)).transpose();
+
+    let mut client = None;
+    let mut url = None;
+    let mut output = None;
+    let mut json = false;
+    let mut steps = Steps::All;
+    let mut cacert = None;
+    let mut allow_http = false;
+    let mut timeout = Duration::from_secs(120);
+    let mut quiet = false;
+
+    let mut parser = lexopt::Parser::from_args(args);
+    while let Some(arg) = parser.next().map_err(plain)? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Short('V') | Long("version") => return Ok(Command::Version),
+            Short('u') | Long("url") => url = Some(utf8("--url", value(&mut parser, "--url")?)?),
+            Short('o') | Long("output") => {
+                output = Some(PathBuf::from(value(&mut parser, "--output")?))
+            }
+            Long("json") => json = true,
+            Long("only") => {
+                let step = value(&mut parser, "--only")?;
+                steps = match step.to_str() {
+                    Some("regenerate") => Steps::Regenerate,
+                    Some("revoke") => Steps::Revoke,
+                    _ => return Err(Error::usage("--only: the step is regenerate or revoke")),
+                };
+            }
+            Long("cacert") => {
+                cacert = Some((PathBuf::from(value(&mut parser, "--cacert")?), "--cacert"))
+            }
+            Long("allow-http") => allow_http = true,
+            Long("timeout") => timeout = seconds(&value(&mut parser, "--timeout")?)?,
+            Short('q') | Long("quiet") => quiet = true,
+            Value(_) if client.is_some() => {
+                return Err(Error::usage("CLIENT_ID: more than one argument is given"));
+            }
+            Value(id) => client = Some(("CLIENT_ID", utf8("CLIENT_ID", id)?)),
+            other => return Err(plain(other.unexpected())),
+        }
+    }
+
+    let (named, client) = match client {
+        Some(client) => client,
+        None => match var("DOCSPACE_CLIENT_ID")? {
+            Some(client) => ("DOCSPACE_CLIENT_ID", client),
+            None => {
+                return Err(Error::usage(
+                    "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID",
+                ));
+            }
+        },
+    };
+    if !is_client_id(&client) {
+        return Err(Error::usage(format!(
+            "{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"
+        )));
+    }
+
+    let (named, url) = match url {
+        Some(url) => ("--url", url),
+        None => match var("DOCSPACE_BASE_URL")? {
+            Some(url) => ("DOCSPACE_BASE_URL", url),
+            None => {
+                return Err(Error::usage(
+                    "the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL",
+                ));
+            }
+        },
+    };
+    let url = Url::parse(&url).map_err(|why| Error::usage(format!("{named}: {why}")))?;
+    if !url.https && !url.is_loopback() && !allow_http {
+        return Err(Error::usage(format!(
+            "{named}: http:// would send the key unencrypted to {}: use https://, or give --allow-http",
+            url.host
+        )));
+    }
+
+    let proxy = Proxy::choose(&url, var)?;
+    if let Some(proxy) = proxy
+        .as_ref()
+        .filter(|proxy| !url.https && !proxy.is_loopback() && !allow_http)
+    {
+        return Err(Error::usage(format!(
+            "{}: an http:// address would send the key unencrypted to the proxy {proxy}: use https://, or give --allow-http",
+            proxy.variable
+        )));
+    }
+
+    let key = match (os_var("DOCSPACE_API_KEY"), os_var("DOCSPACE_API_KEY_FILE")) {
+        (Some(key), None) => Secret::key(key.as_encoded_bytes())
+            .map(Key::Given)
+            .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY {why}")))?,
+        (None, Some(file)) => Key::InFile(PathBuf::from(file)),
+        (Some(_), Some(_)) => {
+            return Err(Error::usage(
+                "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
+            ));
+        }
+        (None, None) => {
+            return Err(Error::usage(
+                "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
+            ));
+        }
+    };
+
+    if output
+        .as_deref()
+        .is_some_and(|file| file.as_os_str().is_empty())
+    {
+        return Err(Error::usage("--output: the file's name is empty"));
+    }
+    if output.is_some() && steps == Steps::Revoke {
+        return Err(Error::usage(
+            "--output: with --only revoke no secret is made that could be written",
+        ));
+    }
+
+    let cacert =
+        cacert.or_else(|| Some((PathBuf::from(os_var("SSL_CERT_FILE")?), "SSL_CERT_FILE")));
+    let options = Options {
+        client,
+        url,
+        proxy,
+        key,
+        steps,
+        output,
+        json,
+        cacert,
+        timeout,
+        quiet,
+    };
+    Ok(Command::Rotate(Box::new(options)))
+}
+
+/// The value of an option.
+fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
+    parser
+        .value()
+        .map_err(|_| Error::usage(format!("{option}: its value is missing")))
+}
+
+fn utf8(name: &str, text: OsString) -> Result<String, Error> {
+    text.into_string()
+        .map_err(|_| Error::usage(format!("{name}: the text is not UTF-8")))
+}
+
+/// What lexopt found, without the values that its own words show.
+fn plain(error: lexopt::Error) -> Error {
+    Error::usage(match error {
+        lexopt::Error::UnexpectedOption(option) => {
+            format!("{}: no such option", option.escape_debug())
+        }
+        lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: it takes no value"),
+        _ => "an argument can't be read".to_owned(),
+    })
+}
+
+/// A number of seconds, whole or decimal, above 0 and up to a day.
+fn seconds(text: &OsStr) -> Result<Duration, Error> {
+    let number = text
+        .to_str()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
+    let duration = number.and_then(|text| Duration::try_from_secs_f64(text.parse().ok()?).ok());
+    duration
+        .filter(|d| !d.is_zero() && *d <= Duration::from_secs(86400))
+        .ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
+}
+
+fn is_client_id(text: &str) -> bool {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    (1..=128).contains(&text.len()) && text.bytes().all(fine) && text != "." && text != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENV: &[(&str, &str)] = &[
+        ("DOCSPACE_BASE_URL", "https://portal.example"),
+        ("DOCSPACE_API_KEY", "sk-hush"),
+    ];
+
+    fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Command, Error> {
+        let value = |name: &str| {
+            env.iter()
+                .rev()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v.into())
+        };
+        parse(args.iter().map(OsString::from), value)
+    }
+
+    fn options(args: &[&str], more: &[(&str, &str)]) -> Box<Options> {
+        match parse_with(args, &[ENV, more].concat()) {
+            Ok(Command::Rotate(options)) => options,
+            other => panic!("{args:?} {more:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let o = options(&["client-1"], &[]);
+        assert_eq!(o.client, "client-1");
+        assert_eq!(o.url.to_string(), "https://portal.example");
+        assert!(matches!(&o.key, Key::Given(key) if key.expose() == "sk-hush"));
+        assert_eq!(o.steps, Steps::All);
+        assert_eq!(o.timeout, Duration::from_secs(120));
+        assert!(
+            o.output.is_none() && o.cacert.is_none() && o.proxy.is_none() && !o.json && !o.quiet
+        );
+        assert!(!format!("{o:?}").contains("hush"));
+    }
+
+    #[test]
+    fn an_argument_beats_its_variable() {
+        let env = [
+            ("DOCSPACE_CLIENT_ID", "from-env"),
+            ("SSL_CERT_FILE", "env.pem"),
+        ];
+        assert_eq!(options(&[], &env).client, "from-env");
+        assert_eq!(
+            options(&[], &env).cacert,
+            Some((PathBuf::from("env.pem"), "SSL_CERT_FILE"))
+        );
+        let o = options(
+            &["arg", "-u", "https://arg.example", "--cacert=arg.pem"],
+            &env,
+        );
+        assert_eq!(o.client, "arg");
+        assert_eq!(o.url.host, "arg.example");
+        assert_eq!(o.cacert, Some((PathBuf::from("arg.pem"), "--cacert")));
+        // Even where the variable is no good.
+        let o = options(
+            &["arg", "--url=https://arg.example"],
+            &[("DOCSPACE_BASE_URL", "?"), ("DOCSPACE_CLIENT_ID", "/")],
+        );
+        assert_eq!(o.url.host, "arg.example");
+    }
+
+    #[test]
+    fn every_option() {
+        let o = options(
+            &[
+                "--json",
+                "--only",
+                "regenerate",
+                "-q",
+                "-oout",
+                "--timeout",
+                "2.5",
+                "--",
+                "-id-",
+            ],
+            &[],
+        );
+        assert!(o.json && o.quiet);
+        assert_eq!(o.steps, Steps::Regenerate);
+        assert_eq!(o.output, Some(PathBuf::from("out")));
+        assert_eq!(o.timeout, Duration::from_millis(2500));
+        assert_eq!(o.client, "-id-");
+        assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
+        assert!(
+            !options(
+                &["x", "--allow-http", "--url", "http://portal.example"],
+                &[]
+            )
+            .url
+            .https
+        );
+        assert!(
+            !options(&["x", "--url", "http://127.0.0.1:1"], &[])
+                .url
+                .https
+        );
+        let key = options(
+            &["x"],
+            &[
+                ("DOCSPACE_API_KEY", ""),
+                ("DOCSPACE_API_KEY_FILE", "/run/key"),
+            ],
+        )
+        .key;
+        assert!(matches!(key, Key::InFile(path) if path.as_os_str() == "/run/key"));
+    }
+
+    #[test]
+    fn help_and_version_need_nothing_else() {
+        for args in [
+            &["-h"][..],
+            &["--help"],
+            &["x", "y-is-not-reached", "-h"][..1],
+            &["-qh"],
+        ] {
+            let command = parse_with(args, &[]);
+            assert!(
+                matches!(command, Ok(Command::Help)) || args == ["x"],
+                "{args:?}: {command:?}"
+            );
+        }
+        assert!(matches!(parse_with(&["-V"], &[]), Ok(Command::Version)));
+        assert!(matches!(
+            parse_with(&["--version"], &[]),
+            Ok(Command::Version)
+        ));
+    }
+
+    #[test]
+    fn help_tells_every_status_and_variable() {
+        for word in [
+            "\n  0  ", "\n  2  ", "\n  3  ", "\n  4  ", "\n  5  ", "\n  6  ", "\n  7  ",
+        ] {
+            assert!(HELP.contains(word), "{word:?}");
+        }
+        for word in [
+            "DOCSPACE_CLIENT_ID",
+            "DOCSPACE_BASE_URL",
+            "DOCSPACE_API_KEY_FILE",
+            "SSL_CERT_FILE",
+            "NO_PROXY",
+        ] {
+            assert!(HELP.contains(word), "{word}");
+        }
+        assert!(
+            HELP.lines().all(|line| line.len() <= 84),
+            "a line is too long for a terminal"
+        );
+    }
+
+    #[test]
+    fn mistakes() {
+        let http = [("DOCSPACE_BASE_URL", "http://127.0.0.1.invalid")];
+        let long = "x".repeat(129);
+        for (args, more, line) in [
+            (
+                &[][..],
+                &[][..],
+                "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID",
+            ),
+            (
+                &[],
+                &[("DOCSPACE_CLIENT_ID", "a/b")],
+                "DOCSPACE_CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+            ),
+            (
+                &[""],
+                &[],
+                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+            ),
+            (
+                &[".."],
+                &[],
+                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+            ),
+            (
+                &["a b"],
+                &[],
+                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+            ),
+            (
+                &[&long],
+                &[],
+                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+            ),
+            (
+                &["a", "b"],
+                &[],
+                "CLIENT_ID: more than one argument is given",
+            ),
+            (
+                &["x"],
+                &[("DOCSPACE_BASE_URL", "")],
+                "the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL",
+            ),
+            (
+                &["x"],
+                &[("DOCSPACE_BASE_URL", "portal.example")],
+                "DOCSPACE_BASE_URL: the address has no scheme: write https:// before it",
+            ),
+            (
+                &["x", "--url", ""],
+                &[],
+                "--url: the address has no scheme: write https:// before it",
+            ),
+            (
+                &["x"],
+                &http,
+                "DOCSPACE_BASE_URL: http:// would send the key unencrypted to 127.0.0.1.invalid: use https://, or give --allow-http",
+            ),
+            (&["x", "--url"], &[], "--url: its value is missing"),
+            (
+                &["x", "--only", "both"],
+                &[],
+                "--only: the step is regenerate or revoke",
+            ),
+            (
+                &["x", "--only", "revoke", "-o", "f"],
+                &[],
+                "--output: with --only revoke no secret is made that could be written",
+            ),
+            (
+                &["x", "--output="],
+                &[],
+                "--output: the file's name is empty",
+            ),
+            (
+                &["x", "--timeout", "0"],
+                &[],
+                "--timeout: give a number of seconds above 0 and up to 86400",
+            ),
+            (
+                &["x", "--timeout", "-1"],
+                &[],
+                "--timeout: give a number of seconds above 0 and up to 86400",
+            ),
+            (
+                &["x", "--timeout", "inf"],
+                &[],
+                "--timeout: give a number of seconds above 0 and up to 86400",
+            ),
+            (
+                &["x", "--timeout", "1e3"],
+                &[],
+                "--timeout: give a number of seconds above 0 and up to 86400",
+            ),
+            (
+                &["x", "--timeout", "86401"],
+                &[],
+                "--timeout: give a number of seconds above 0 and up to 86400",
+            ),
+            (&["x", "--json=sk-hush"], &[], "--json: it takes no value"),
+            (&["x", "--key=sk-hush"], &[], "--key: no such option"),
+            (&["x", "-k"], &[], "-k: no such option"),
+            (
+                &["x"],
+                &[("DOCSPACE_API_KEY", "")],
+                "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
+            ),
+            (
+                &["x"],
+                &[("DOCSPACE_API_KEY", " ")],
+                "DOCSPACE_API_KEY holds no key",
+            ),
+            (
+                &["x"],
+                &[("DOCSPACE_API_KEY", "sk hush")],
+                "DOCSPACE_API_KEY holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
+            ),
+            (
+                &["x"],
+                &[("DOCSPACE_API_KEY_FILE", "f")],
+                "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
+            ),
+            (
+                &["x"],
+                &[("HTTPS_PROXY", "gopher://hush")],
+                "HTTPS_PROXY: no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
+            ),
+            (
+                &["x", "--url", "http://localhost"],
+                &[("http_proxy", "http://p.example:1")],
+                "http_proxy: an http:// address would send the key unencrypted to the proxy p.example:1: use https://, or give --allow-http",
+            ),
+        ] {
+            let error = parse_with(args, &[ENV, more].concat()).expect_err(line);
+            assert_eq!(
+                error.to_string(),
+                format!("{line}; nothing was sent. Try --help"),
+                "{args:?} {more:?}"
+            );
+            assert!(!error.to_string().contains("hush"));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn text_that_is_not_utf8() {
+        use std::os::unix::ffi::OsStringExt;
+        let bad = || OsString::from_vec(vec![b'h', 0xff]);
+        let env = |bad_one: &'static str| {
+            move |name: &str| match name {
+                name if name == bad_one => Some(bad()),
+                "DOCSPACE_BASE_URL" => Some("https://portal.example".into()),
+                "DOCSPACE_API_KEY" => Some("sk-hush".into()),
+                _ => None,
+            }
+        };
+        for name in [
+            "DOCSPACE_CLIENT_ID",
+            "DOCSPACE_BASE_URL",
+            "DOCSPACE_API_KEY",
+            "HTTPS_PROXY",
+            "NO_PROXY",
+        ] {
+            let args = (name != "DOCSPACE_CLIENT_ID").then(|| OsString::from("x"));
+            let error = parse(args, env(name)).expect_err(name);
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+        for option in ["--url", "--only", "--timeout"] {
+            let error = parse(["x".into(), option.into(), bad()], env("")).expect_err(option);
+            assert!(error.to_string().starts_with(option), "{error}");
+        }
+        assert!(parse([bad()], env("")).is_err());
+        // A path need not be UTF-8.
+        assert!(
+            parse(
+                ["x".into(), "-o".into(), bad(), "--cacert".into(), bad()],
+                env("")
+            )
+            .is_ok()
+        );
+    }
+}

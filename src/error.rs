@@ -1,0 +1,114 @@
+//! The one error of the program: what happened, and the state in which it leaves the client.
+
+use std::fmt;
+
+/// The state in which a failed run leaves the client. Each has an exit status of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Wrong usage, setting, key file or output; nothing was sent.
+    Usage,
+    /// Refused, or not to be trusted; nothing changed.
+    Refused,
+    /// Not reached, or busy, until the time ran out; nothing changed.
+    Unreached,
+    /// The new secret is handed over; the consent is not revoked.
+    ConsentKept,
+    /// The client has a new secret that could not be written.
+    SecretLost,
+    /// The PATCH may have arrived, and no clear answer came.
+    Unknown,
+}
+
+impl State {
+    /// The exit status: a contract with the jobs that read it.
+    pub fn status(self) -> u8 {
+        match self {
+            State::Usage => 2,
+            State::Refused => 3,
+            State::Unreached => 4,
+            State::ConsentKept => 5,
+            State::SecretLost => 6,
+            State::Unknown => 7,
+        }
+    }
+
+    /// The state in words, and what to do next.
+    fn words(self) -> &'static str {
+        match self {
+            State::Usage => "nothing was sent. Try --help",
+            State::Refused => {
+                "the client's secret is as it was; check the address, CA, key and client id"
+            }
+            State::Unreached => "the client's secret is as it was; run again later",
+            State::ConsentKept => {
+                "the new secret is handed over, but the consent may still stand; run again with --only revoke"
+            }
+            State::SecretLost => {
+                "the client has a new secret that nobody holds; fix the output, then run again"
+            }
+            State::Unknown => {
+                "the client may or may not have a new secret; take the old one for dead and run again in some minutes"
+            }
+        }
+    }
+}
+
+/// What ended the run. Its `Display` is the whole line for the person on call, without the program's name.
+#[derive(Debug)]
+pub struct Error {
+    /// The state in which the client is now.
+    pub state: State,
+    /// What happened, naming the argument, variable, host or file. Holds no secret.
+    pub what: String,
+}
+
+impl Error {
+    /// An error that leaves the client in `state`.
+    pub fn new(state: State, what: impl Into<String>) -> Error {
+        let what = what.into();
+        Error { state, what }
+    }
+
+    /// A mistake found before anything was sent.
+    pub fn usage(what: impl Into<String>) -> Error {
+        Error::new(State::Usage, what)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.state.words())
+    }
+}
+
+/// An I/O error in the system's words, without the number that Rust adds.
+pub fn io_words(error: &std::io::Error) -> String {
+    let words = error.to_string();
+    match words.find(" (os error ") {
+        Some(end) => words[..end].to_owned(),
+        None => words,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_has_its_number_and_says_what_to_do() {
+        for (state, status, next) in [
+            (State::Usage, 2, "Try --help"),
+            (State::Refused, 3, "check the address"),
+            (State::Unreached, 4, "run again later"),
+            (State::ConsentKept, 5, "--only revoke"),
+            (State::SecretLost, 6, "fix the output"),
+            (State::Unknown, 7, "run again in some minutes"),
+        ] {
+            let line = Error::new(state, "it broke").to_string();
+            assert_eq!(state.status(), status, "{state:?}");
+            assert!(line.starts_with("it broke; "), "{line}");
+            assert!(line.contains(next), "{line}");
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+}

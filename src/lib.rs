@@ -1,0 +1,9 @@
+//! Gives an ONLYOFFICE DocSpace OAuth client a new secret. The job is in [`rotate`].
+
+pub mod address;
+pub mod cli;
+pub mod error;
+pub mod output;
+pub mod portal;
+pub mod rotate;
+pub mod secret;

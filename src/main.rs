@@ -1,0 +1,43 @@
+//! From process to exit status: nothing else.
+
+use std::env;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use docspace_rotate::cli::{self, Command, HELP};
+use docspace_rotate::error::{Error, io_words};
+use docspace_rotate::rotate;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed stderr must not change the status.
+            let _ = writeln!(io::stderr(), "docspace-rotate: {error}");
+            ExitCode::from(error.state.status())
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
+    match cli::parse(env::args_os().skip(1), |name| env::var_os(name))? {
+        Command::Help => print(HELP),
+        Command::Version => print(concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Rotate(options) => rotate::run(&options),
+    }
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        // A pager that was closed early has shown what was wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::usage(format!(
+            "stdout can't be written: {}",
+            io_words(&error)
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,209 @@
+//! Text that must not be shown, and the text of others made fit to be shown.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::io_words;
+
+/// What stands in place of a secret.
+const HIDDEN: &str = "[hidden]";
+
+/// The longest piece of a server's text that is shown, in characters.
+const SHOWN: usize = 200;
+
+/// The longest key in bytes: web servers take no header line over 8 KiB.
+const LONGEST_KEY: usize = 8000;
+
+/// A key, a signature or a client secret. It is shown by nothing but [`Secret::expose`].
+#[derive(PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes any text as it is.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// Takes an API key or another bearer token as a variable or a file gives it, without the white
+    /// space around it.
+    ///
+    /// # Errors
+    ///
+    /// Says why the text can't stand in a header, without showing it.
+    pub fn key(text: &[u8]) -> Result<Secret, &'static str> {
+        let key = text.trim_ascii();
+        if key.is_empty() {
+            return Err("holds no key");
+        }
+        if key.len() > LONGEST_KEY {
+            return Err("holds more than 8,000 characters, which no portal takes for a key");
+        }
+        printable(key).map(Secret).ok_or(
+            "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
+        )
+    }
+
+    /// Reads a key from a file that holds nothing else, as [`Secret::key`] takes it.
+    ///
+    /// # Errors
+    ///
+    /// Says why the file gives no key, without showing what it holds.
+    pub fn key_file(path: &Path) -> Result<Secret, String> {
+        let mut text = Vec::new();
+        // Some more than a key may have, for white space: an endless file is refused, not read.
+        let room = LONGEST_KEY as u64 + 64;
+        match File::open(path).and_then(|file| file.take(room).read_to_end(&mut text)) {
+            Ok(_) => Secret::key(&text).map_err(str::to_owned),
+            Err(error) => Err(format!("can't be read: {}", io_words(&error))),
+        }
+    }
+
+    /// Takes a client secret: 1 to 1,024 printable ASCII characters without spaces, so that it
+    /// breaks no line, no file and no terminal. Anything else is none.
+    pub fn client_secret(text: &str) -> Option<Secret> {
+        let usable = (1..=1024).contains(&text.len());
+        usable.then(|| printable(text.as_bytes()))?.map(Secret)
+    }
+
+    /// Takes a signature: a JWT in its compact form (RFC 7519, section 3), up to 8,000 characters.
+    pub fn signature(text: &str) -> Option<Secret> {
+        let base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let parts: Vec<&str> = text.split('.').collect();
+        let jwt = parts.len() == 3
+            && text.len() <= LONGEST_KEY
+            && parts[..2].iter().all(|part| !part.is_empty())
+            && parts.iter().all(|part| part.bytes().all(base64url));
+        jwt.then(|| Secret::new(text))
+    }
+
+    /// The text itself. Only for a header, a request's body or the output.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+fn printable(text: &[u8]) -> Option<String> {
+    let fine = text.iter().all(|b| b.is_ascii_graphic());
+    fine.then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// Makes text that came from outside fit for a log: without the secrets, on one line, without what
+/// a terminal would obey, at most 200 characters.
+pub fn shown<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets {
+        text = text.replace(secret.expose(), HIDDEN);
+    }
+    let mut line = String::new();
+    for c in text.trim().chars() {
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            c => line.extend(c.escape_debug()),
+        }
+    }
+    match line.char_indices().nth(SHOWN) {
+        Some(_) => line.chars().take(SHOWN - 1).chain(['…']).collect(),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides() {
+        let secret = Secret::new("sk-do-not-show");
+        assert_eq!(
+            format!("{secret:?} {:?}", Some(&secret)),
+            "[hidden] Some([hidden])"
+        );
+    }
+
+    #[test]
+    fn keys() {
+        let key = |text: &[u8]| Secret::key(text).map(|key| key.expose().to_owned());
+        assert_eq!(key(b"sk-1\r\n").as_deref(), Ok("sk-1"));
+        assert_eq!(key(b" \tsk-1  ").as_deref(), Ok("sk-1"));
+        assert_eq!(key(&[b'k'; 8000]).map(|key| key.len()), Ok(8000));
+        assert_eq!(key(b" \n"), Err("holds no key"));
+        for bad in [
+            &b"sk 1"[..],
+            b"sk\n1",
+            "ключ".as_bytes(),
+            b"\xff",
+            b"a\0b",
+            &[b'k'; 8001],
+        ] {
+            assert!(key(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn client_secrets() {
+        for good in [
+            "x",
+            "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
+            "!~\"\\",
+            &"s".repeat(1024),
+        ] {
+            assert!(Secret::client_secret(good).is_some(), "{good}");
+        }
+        for bad in [
+            "",
+            " ",
+            "a b",
+            "a\n",
+            "a\u{1b}[2J",
+            "a\0",
+            "é",
+            &"s".repeat(1025),
+        ] {
+            assert!(Secret::client_secret(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn signatures() {
+        for good in ["a.b.c", "eyJh.e30.c2ln-_", "a.b."] {
+            assert!(Secret::signature(good).is_some(), "{good}");
+        }
+        for bad in [
+            "", "a", "a.b", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c=",
+        ] {
+            assert!(Secret::signature(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn outside_text_becomes_harmless() {
+        let secrets = [Secret::new("sk-1"), Secret::new("a.b.c")];
+        let show = |text: &str| shown(text, &secrets);
+        assert_eq!(
+            show("  plain 'text' \"here\" \\ "),
+            "plain 'text' \"here\" \\"
+        );
+        assert_eq!(
+            show("key sk-1 and sk-1, a.b.c"),
+            "key [hidden] and [hidden], [hidden]"
+        );
+        assert_eq!(
+            show("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"),
+            r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}"
+        );
+        assert_eq!(show(&"x".repeat(200)), "x".repeat(200));
+        assert_eq!(show(&"x".repeat(201)), "x".repeat(199) + "…");
+        assert_eq!(show(&"\u{1}".repeat(300)).chars().count(), 200);
+        // The key is blanked before the text is cut, so no first half of it is left over.
+        let near_the_end = "x".repeat(197) + "sk-1";
+        assert_eq!(show(&near_the_end), "x".repeat(197) + "[h…");
+    }
+}

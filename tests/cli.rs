@@ -1,0 +1,251 @@
+//! The command line through the real program: each mistake costs one line and not one packet.
+#![allow(clippy::unwrap_used)]
+
+mod portal;
+#[path = "portal/run.rs"]
+mod run;
+
+use portal::{CLIENT, KEY, Stand, good_run};
+use run::{Folder, finished, program, rotate, run};
+
+#[test]
+fn help_and_version_need_no_setting() {
+    for flag in ["-h", "--help"] {
+        let help = run(program().arg(flag));
+        help.is(0, docspace_rotate::cli::HELP, &[]);
+    }
+    for flag in ["-V", "--version"] {
+        let version = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
+        run(program().arg(flag)).is(0, version, &[]);
+    }
+}
+
+/// Arguments and variables on top of a setting that works, and the error line they get.
+type Mistake = (
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+    &'static str,
+);
+
+#[test]
+fn mistakes_send_nothing() {
+    let stand = Stand::script(vec![]);
+    let mistakes: &[Mistake] = &[
+        (&["--bogus"], &[], "--bogus: no such option"),
+        (&["-z"], &[], "-z: no such option"),
+        (&["--api-key=hush"], &[], "--api-key: no such option"),
+        (&["--quiet=hush"], &[], "--quiet: it takes no value"),
+        (
+            &["one-more"],
+            &[],
+            "CLIENT_ID: more than one argument is given",
+        ),
+        (
+            &["--only", "rotate"],
+            &[],
+            "--only: the step is regenerate or revoke",
+        ),
+        (
+            &["--timeout", "soon"],
+            &[],
+            "--timeout: give a number of seconds above 0 and up to 86400",
+        ),
+        (&["--timeout"], &[], "--timeout: its value is missing"),
+        (
+            &["--url", "http://127.0.0.1.invalid"],
+            &[],
+            "--url: http:// would send the key unencrypted to 127.0.0.1.invalid: use https://, or give --allow-http",
+        ),
+        (
+            &["--url", "https://user:hush@portal.invalid"],
+            &[],
+            "--url: the address has a user name or password before '@': the key goes in DOCSPACE_API_KEY",
+        ),
+        (
+            &[],
+            &[("DOCSPACE_BASE_URL", "https://portal.invalid/?hush")],
+            "DOCSPACE_BASE_URL: the address has a query ('?'): give the portal's own address",
+        ),
+        (
+            &[],
+            &[("DOCSPACE_API_KEY", "")],
+            "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
+        ),
+        (
+            &[],
+            &[("DOCSPACE_API_KEY", "sk hush")],
+            "DOCSPACE_API_KEY holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
+        ),
+        (
+            &[],
+            &[("DOCSPACE_API_KEY_FILE", "hush")],
+            "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
+        ),
+        (
+            &[],
+            &[("DOCSPACE_API_KEY", CLIENT)],
+            "CLIENT_ID is the key, which belongs in DOCSPACE_API_KEY alone",
+        ),
+        (
+            &[],
+            &[
+                ("DOCSPACE_API_KEY", ""),
+                ("DOCSPACE_API_KEY_FILE", "missing/file"),
+            ],
+            "DOCSPACE_API_KEY_FILE: missing/file can't be read: No such file or directory",
+        ),
+        (
+            &[],
+            &[("http_proxy", "quic://hush")],
+            "http_proxy: no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
+        ),
+        (
+            &[],
+            &[("ALL_PROXY", "http://us er:hush@127.0.0.1:1")],
+            "ALL_PROXY: no usable proxy: bad user or password (write special characters as %XX)",
+        ),
+        (
+            &["--output", "missing/file"],
+            &[],
+            "--output: can't write to missing/file: No such file or directory",
+        ),
+        (
+            &["--output", "/"],
+            &[],
+            "--output: can't write to /: Is a directory",
+        ),
+        (
+            &["--output", "secret", "--only", "revoke"],
+            &[],
+            "--output: with --only revoke no secret is made that could be written",
+        ),
+        (
+            &["--url", "https://127.0.0.1:1", "--cacert", "missing.pem"],
+            &[],
+            "--cacert: missing.pem can't be read: No such file or directory",
+        ),
+        (
+            &["--url", "https://127.0.0.1:1"],
+            &[("SSL_CERT_FILE", "/dev/null")],
+            "SSL_CERT_FILE: /dev/null holds no usable CA certificate (PEM)",
+        ),
+    ];
+    for (args, env, error) in mistakes {
+        let refused = run(rotate(&stand).args(*args).envs(env.iter().copied()));
+        refused.is(
+            2,
+            "",
+            &[&format!(
+                "docspace-rotate: {error}; nothing was sent. Try --help"
+            )],
+        );
+        assert!(!refused.stderr.contains("hush"), "{refused}");
+    }
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn a_missing_client_or_address_is_named() {
+    let missing = run(program().env("DOCSPACE_BASE_URL", "https://portal.invalid"));
+    missing.is(2, "", &["docspace-rotate: CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID; nothing was sent. Try --help"]);
+    let missing = run(program().arg(CLIENT));
+    missing.is(2, "", &["docspace-rotate: the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL; nothing was sent. Try --help"]);
+}
+
+#[test]
+fn the_client_may_be_in_the_environment_and_the_address_an_argument() {
+    let stand = Stand::script(good_run());
+    let mut command = program();
+    command.args(["-q", "--url", &format!("{}/", stand.url())]);
+    command.envs([
+        ("DOCSPACE_CLIENT_ID", CLIENT),
+        ("DOCSPACE_API_KEY", KEY),
+        ("DOCSPACE_BASE_URL", "?"),
+    ]);
+    run(&mut command).is(0, &format!("{}\n", portal::SECRET), &[]);
+}
+
+#[test]
+fn the_key_may_be_in_a_file() {
+    let folder = Folder::new();
+    for ending in ["", "\n", "\r\n", " \t\n"] {
+        let stand = Stand::script(good_run());
+        let file = folder.file("key", format!("{KEY}{ending}"));
+        let command = &mut rotate(&stand);
+        run(command
+            .env_remove("DOCSPACE_API_KEY")
+            .env("DOCSPACE_API_KEY_FILE", file)
+            .arg("-q"))
+        .is(0, &format!("{}\n", portal::SECRET), &[]);
+        let bearer = format!("Bearer {KEY}");
+        assert!(
+            stand
+                .requests()
+                .iter()
+                .all(|r| r.header("authorization") == Some(&bearer))
+        );
+    }
+}
+
+#[test]
+fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
+    let stand = Stand::script(vec![]);
+    let folder = Folder::new();
+    let two_keys = folder.file("two-keys", "sk-hush\nsk-hush-too\n");
+    let empty = folder.file("empty", "\n");
+    let two_keys = two_keys.to_str().unwrap();
+    let empty = empty.to_str().unwrap();
+    let unusable = "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes";
+    let mut files = vec![(two_keys, unusable), (empty, "holds no key")];
+    if cfg!(unix) {
+        files.push((
+            "/dev/zero",
+            "holds more than 8,000 characters, which no portal takes for a key",
+        ));
+        files.push(("/", "can't be read: Is a directory"));
+    }
+    for (file, why) in files {
+        let command = &mut rotate(&stand);
+        let refused = run(command
+            .env_remove("DOCSPACE_API_KEY")
+            .env("DOCSPACE_API_KEY_FILE", file));
+        let error = format!(
+            "docspace-rotate: DOCSPACE_API_KEY_FILE: {file} {why}; nothing was sent. Try --help"
+        );
+        refused.is(2, "", &[&error]);
+        assert!(!refused.stderr.contains("hush"), "{refused}");
+    }
+    assert_eq!(stand.connections(), 0);
+}
+
+/// Rust replaces a closed stdout with /dev/null, where the secret would be lost without an error.
+#[cfg(unix)]
+#[test]
+fn a_closed_stdout_is_refused_before_anything_is_sent() {
+    let stand = Stand::script(vec![]);
+    let mut command = std::process::Command::new("/bin/sh");
+    let script = format!(
+        "exec {} {CLIENT} >&-",
+        env!("CARGO_BIN_EXE_docspace-rotate")
+    );
+    command
+        .env_clear()
+        .args(["-c", &script])
+        .env("DOCSPACE_BASE_URL", stand.url())
+        .env("DOCSPACE_API_KEY", KEY);
+    run(&mut command).is(2, "", &["docspace-rotate: stdout is closed, so the secret would be lost: give --output; nothing was sent. Try --help"]);
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn dev_null_is_an_output_like_any_other() {
+    let stand = Stand::script(good_run());
+    let command = &mut rotate(&stand);
+    let child = command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let done = finished(command, child.wait_with_output().unwrap());
+    assert_eq!(done.status, Some(0), "{done}");
+}

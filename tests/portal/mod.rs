@@ -1,0 +1,497 @@
+//! A stand-in for a portal, on loopback: it says what a script has it say, byte by byte.
+#![allow(dead_code, clippy::unwrap_used)] // Each test file uses a part; a broken stand-in may panic.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// The client of the recorded replies.
+pub const CLIENT: &str = "27d1f5ac-11da-4592-828d-1bd6e6212e9d";
+/// The secret in `patch-200`.
+pub const SECRET: &str = "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa";
+/// The signature in `token-200`.
+pub const SIGNATURE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJ0ZXN0IiwiZXhwIjoxNzk1NDEzNDY2fQ.c2lnbmF0dXJlLW9mLWEtdGVzdA";
+/// An API key.
+pub const KEY: &str = "sk-4f1d9c0b7a6e5d3c2b1a0f9e8d7c6b5a";
+/// A bearer token that is no API key.
+pub const BEARER: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJiZWFyZXIifQ.b2Ytc29tZS1vdGhlci1raW5k";
+
+/// The bytes of a recorded reply.
+pub fn reply(name: &str) -> Vec<u8> {
+    let path = format!(
+        "{}/tests/portal/replies/{name}.http",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// A reply with a status line, one more header line, and a body.
+pub fn http(status: &str, header: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let header = if header.is_empty() {
+        String::new()
+    } else {
+        format!("{header}\r\n")
+    };
+    let mut reply = format!(
+        "HTTP/1.1 {status}\r\n{header}Content-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    reply.extend_from_slice(body);
+    reply
+}
+
+/// A 200 with a JSON body.
+pub fn json(body: impl AsRef<[u8]>) -> Vec<u8> {
+    http("200 ", "Content-Type: application/json", body)
+}
+
+/// One thing that the stand-in does.
+pub enum Act {
+    /// Sends these bytes.
+    Send(Vec<u8>),
+    /// Sends these bytes one at a time, with a pause after each.
+    Drip(Vec<u8>, Duration),
+    /// Waits until the test drops or uses the other end.
+    Wait(Receiver<()>),
+    /// Ends the connection.
+    Close,
+    /// Ends the connection with a reset (RST).
+    Reset,
+    /// Says nothing until the client ends the connection.
+    Hang,
+}
+
+/// One step of a script.
+pub enum Step {
+    /// A connection comes: this is done before a byte of it is read.
+    Accepted(Vec<Act>),
+    /// A connection's TLS handshake is done.
+    Secured(Vec<Act>),
+    /// A request comes, named as `PATCH regenerate`.
+    Request(&'static str, Vec<Act>),
+}
+
+/// A request that is answered with these bytes.
+pub fn on(request: &'static str, reply: impl Into<Vec<u8>>) -> Step {
+    Step::Request(request, vec![Act::Send(reply.into())])
+}
+
+/// What a portal answers to a whole run with an API key.
+pub fn good_run() -> Vec<Step> {
+    vec![
+        on("GET token", reply("token-200")),
+        on("PATCH regenerate", reply("patch-200")),
+        on("DELETE revoke", reply("delete-200")),
+    ]
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which connection it came on, from 1.
+    pub connection: usize,
+    /// `PATCH`
+    pub method: String,
+    /// The path and query.
+    pub target: String,
+    /// Names in small letters.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: String,
+}
+
+impl Request {
+    /// The one value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self
+            .headers
+            .iter()
+            .filter(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str());
+        let value = values.next();
+        assert!(values.next().is_none(), "{name} is there twice: {self:?}");
+        value
+    }
+
+    /// The method and the last part of the path, as the log has them.
+    pub fn name(&self) -> String {
+        let last = self.target.rsplit('/').next().unwrap_or_default();
+        let last = if self.target.ends_with(&format!("/clients/{last}")) {
+            "client"
+        } else {
+            last
+        };
+        format!("{} {last}", self.method)
+    }
+}
+
+/// What happens to the stand-in.
+pub enum Event<'a> {
+    /// A connection came.
+    Accepted,
+    /// Its TLS handshake is done.
+    Secured,
+    /// A request came.
+    Request(&'a Request),
+}
+
+/// A running stand-in. Stops, and fails the test if its script was not played to the end, when dropped.
+pub struct Stand {
+    /// Where it listens.
+    pub at: SocketAddr,
+    tls: bool,
+    requests: Arc<Mutex<Vec<Request>>>,
+    connections: Arc<AtomicUsize>,
+    left: Arc<Mutex<Option<String>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stand {
+    /// A stand-in that plays a script.
+    pub fn script(steps: Vec<Step>) -> Stand {
+        Stand::script_over(None, steps)
+    }
+
+    /// A stand-in that plays a script over TLS.
+    pub fn script_over(tls: Option<Arc<ServerConfig>>, steps: Vec<Step>) -> Stand {
+        let mut steps = VecDeque::from(steps);
+        let left = Arc::new(Mutex::new(None));
+        let told = left.clone();
+        let tell = move |steps: &VecDeque<Step>| {
+            *told.lock().unwrap() = steps.front().map(|step| match step {
+                Step::Accepted(_) => "a connection never came".to_owned(),
+                Step::Secured(_) => "a TLS handshake was never done".to_owned(),
+                Step::Request(name, _) => format!("{name} never came"),
+            });
+        };
+        tell(&steps);
+        let wrong = left.clone();
+        let play = move |event: Event| match (event, steps.front()) {
+            (Event::Accepted, Some(Step::Accepted(_)))
+            | (Event::Secured, Some(Step::Secured(_)))
+            | (Event::Request(_), Some(Step::Request(..))) => {
+                let Some(Step::Accepted(acts) | Step::Secured(acts) | Step::Request(_, acts)) =
+                    steps.pop_front()
+                else {
+                    unreachable!()
+                };
+                tell(&steps);
+                acts
+            }
+            (Event::Request(request), _) => {
+                *wrong.lock().unwrap() = Some(format!("{} is not in the script", request.name()));
+                vec![Act::Send(http("599 Not in the script", "", ""))]
+            }
+            _ => vec![],
+        };
+        Stand::start(tls, left, play)
+    }
+
+    /// A stand-in that behaves like a real portal, for one key and any number of runs.
+    pub fn real(tls: Option<Arc<ServerConfig>>) -> Stand {
+        Stand::start(tls, Arc::default(), |event| match event {
+            Event::Request(request) => vec![Act::Send(real_answer(request))],
+            _ => vec![],
+        })
+    }
+
+    fn start(
+        tls: Option<Arc<ServerConfig>>,
+        left: Arc<Mutex<Option<String>>>,
+        mut play: impl FnMut(Event) -> Vec<Act> + Send + 'static,
+    ) -> Stand {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut stand = Stand {
+            at: listener.local_addr().unwrap(),
+            tls: tls.is_some(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+            left,
+            stop: Arc::default(),
+            thread: None,
+        };
+        let (requests, connections, stop) = (
+            stand.requests.clone(),
+            stand.connections.clone(),
+            stand.stop.clone(),
+        );
+        stand.thread = Some(thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let connection = connections.fetch_add(1, Ordering::SeqCst) + 1;
+                // What the client does to a connection is for the test to judge, not for the stand-in.
+                let _ = serve(stream, connection, tls.clone(), &requests, &stop, &mut play);
+            }
+        }));
+        stand
+    }
+
+    /// Its address for `--url`.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.at)
+    }
+
+    /// The requests that came so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// How many connections came so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// What is missing or was too much, by the script.
+    pub fn complaint(&self) -> Option<String> {
+        self.left.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.at);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !thread::panicking() {
+            assert!(matches!(ended, Some(Ok(()))), "the stand-in panicked");
+            assert_eq!(self.complaint(), None, "requests: {:#?}", self.requests());
+        }
+    }
+}
+
+/// What today's portals answer: a signature for the key, and nothing without one.
+fn real_answer(request: &Request) -> Vec<u8> {
+    let signed = request.header("x-signature") == Some(SIGNATURE);
+    let client = request.target.contains(CLIENT);
+    match (request.name().as_str(), signed) {
+        _ if request.header("user-agent").is_none() => reply("patch-500"),
+        ("GET token", _) if request.header("authorization") == Some(&format!("Bearer {KEY}")) => {
+            reply("token-200")
+        }
+        ("GET token", _) => reply("token-401"),
+        (_, false) => reply("patch-403-unsigned"),
+        ("PATCH regenerate", _) if client => reply("patch-200"),
+        ("PATCH regenerate", _) => reply("patch-404-unknown"),
+        ("DELETE revoke", _) => reply("delete-200"),
+        _ => reply("get-404"),
+    }
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// Serves one connection to its end.
+fn serve(
+    stream: TcpStream,
+    connection: usize,
+    tls: Option<Arc<ServerConfig>>,
+    requests: &Mutex<Vec<Request>>,
+    stop: &AtomicBool,
+    play: &mut impl FnMut(Event) -> Vec<Act>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
+    stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let tcp = stream.try_clone()?;
+    let mut stream: Box<dyn Stream> = Box::new(stream);
+    let perform = |stream: &mut dyn Stream, acts: Vec<Act>| -> io::Result<bool> {
+        for act in acts {
+            match act {
+                Act::Send(bytes) => stream.write_all(&bytes)?,
+                Act::Drip(bytes, pause) => {
+                    for byte in bytes {
+                        stream.write_all(&[byte])?;
+                        stream.flush()?;
+                        thread::sleep(pause);
+                    }
+                }
+                Act::Wait(gate) => drop(gate.recv()),
+                Act::Close => return Ok(false),
+                Act::Reset => {
+                    reset_on_close(&tcp)?;
+                    return Ok(false);
+                }
+                Act::Hang => while !matches!(read(stream, &mut [0; 4096], stop), Ok(0) | Err(_)) {},
+            }
+            stream.flush()?;
+        }
+        Ok(true)
+    };
+    if !perform(&mut stream, play(Event::Accepted))? {
+        return Ok(());
+    }
+    if let Some(config) = tls {
+        let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
+        let mut tcp = tcp.try_clone()?;
+        while session.is_handshaking() {
+            match session.complete_io(&mut tcp) {
+                Err(error) if is_timeout(&error) && !stop.load(Ordering::SeqCst) => {}
+                done => drop(done?),
+            }
+        }
+        stream = Box::new(StreamOwned::new(session, tcp));
+        if !perform(&mut stream, play(Event::Secured))? {
+            return Ok(());
+        }
+    }
+    let mut text = Vec::new();
+    while let Some(request) = read_request(&mut stream, connection, &mut text, stop)? {
+        requests.lock().unwrap().push(request.clone());
+        if !perform(&mut stream, play(Event::Request(&request)))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+fn read(stream: &mut dyn Stream, buffer: &mut [u8], stop: &AtomicBool) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if is_timeout(&error) && !stop.load(Ordering::SeqCst) => {}
+            done => return done,
+        }
+    }
+}
+
+/// Reads one request; none where the client has ended the connection.
+fn read_request(
+    stream: &mut dyn Stream,
+    connection: usize,
+    text: &mut Vec<u8>,
+    stop: &AtomicBool,
+) -> io::Result<Option<Request>> {
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some((request, end)) = parse_request(text, connection) {
+            text.drain(..end);
+            return Ok(Some(request));
+        }
+        match read(stream, &mut buffer, stop)? {
+            0 => return Ok(None),
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+fn parse_request(text: &[u8], connection: usize) -> Option<(Request, usize)> {
+    let head_end = text.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8(text[..head_end].to_vec()).unwrap();
+    let mut lines = head.lines();
+    let mut first = lines.next()?.split(' ');
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let mut request = Request {
+        connection,
+        method,
+        target,
+        headers,
+        body: String::new(),
+    };
+    let length = request
+        .header("content-length")
+        .map_or(0, |n| n.parse().unwrap());
+    let body = text.get(head_end..head_end + length)?;
+    request.body = String::from_utf8(body.to_vec()).unwrap();
+    Some((request, head_end + length))
+}
+
+/// Has the kernel send a RST when the socket is closed.
+#[cfg(unix)]
+fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let size = std::mem::size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the socket is open, and the option is read within the call.
+    let done = unsafe {
+        let option = (&raw const linger).cast();
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            option,
+            size,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Certificates for the stand-in, by an authority of their own.
+pub struct Certificates {
+    /// The authority's certificate.
+    pub ca_pem: String,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    /// A new authority.
+    pub fn new() -> Certificates {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A name of its own: two authorities of one name are told apart by their signatures only.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("Stand-in CA {}", COUNT.fetch_add(1, Ordering::SeqCst));
+        params.distinguished_name.push(DnType::CommonName, name);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Certificates {
+            ca_pem: authority.pem(),
+            authority,
+        }
+    }
+
+    /// TLS for a server of this name, with a certificate that is good today.
+    pub fn server(&self, name: &str) -> Arc<ServerConfig> {
+        self.server_with(CertificateParams::new([name.to_owned()]).unwrap())
+    }
+
+    /// The same with a certificate that ended in 2020.
+    pub fn expired_server(&self, name: &str) -> Arc<ServerConfig> {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.server_with(params)
+    }
+
+    fn server_with(&self, params: CertificateParams) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().unwrap();
+        let certificate: CertificateDer = params.signed_by(&key, &self.authority).unwrap().into();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let config =
+            ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth();
+        Arc::new(config.with_single_cert(vec![certificate], key).unwrap())
+    }
+}

@@ -1,0 +1,163 @@
+//! Runs the real program, and says all of what it did where a test fails.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::portal::{BEARER, CLIENT, KEY, SECRET, SIGNATURE, Stand};
+
+/// The program, with an empty environment.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_docspace-rotate"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// The program, set up for a stand-in, an API key and the client of the recorded replies.
+pub fn rotate(stand: &Stand) -> Command {
+    let mut command = program();
+    command
+        .env("DOCSPACE_BASE_URL", stand.url())
+        .env("DOCSPACE_API_KEY", KEY)
+        .arg(CLIENT);
+    command
+}
+
+/// A finished run.
+pub struct Run {
+    command: String,
+    /// The exit status; none where a signal ended it.
+    pub status: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it logged.
+    pub stderr: String,
+}
+
+/// Runs it to its end. Whatever the test is about, the log must hold no secret and break no terminal.
+pub fn run(command: &mut Command) -> Run {
+    let output = command.output().unwrap();
+    finished(command, output)
+}
+
+/// The same for a process that the test started itself.
+pub fn finished(command: &Command, output: std::process::Output) -> Run {
+    let run = Run {
+        command: format!("{command:?}"),
+        status: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8(output.stderr).expect("the log is UTF-8"),
+    };
+    for hidden in [KEY, BEARER, SIGNATURE, SECRET] {
+        assert!(!run.stderr.contains(hidden), "a secret is on stderr\n{run}");
+    }
+    let harmless = |c: char| c == '\n' || !c.is_control();
+    assert!(
+        run.stderr.chars().all(harmless),
+        "a control character is on stderr\n{run}"
+    );
+    let errors = run
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("docspace-rotate: "))
+        .count();
+    assert_eq!(
+        errors,
+        usize::from(run.status != Some(0)),
+        "one line for an error\n{run}"
+    );
+    run
+}
+
+impl Run {
+    /// Checks the status, all of stdout, and all of stderr line by line. An expected line that
+    /// ends in `…` is compared up to there.
+    #[track_caller]
+    pub fn is(&self, status: i32, stdout: &str, stderr: &[&str]) -> &Run {
+        assert_eq!(self.status, Some(status), "\n{self}");
+        assert_eq!(self.stdout, stdout, "\n{self}");
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        let same = |(line, wanted): (&&str, &&str)| match wanted.strip_suffix('…') {
+            Some(start) => line.starts_with(start),
+            None => line == wanted,
+        };
+        let all = lines.len() == stderr.len() && lines.iter().zip(stderr).all(same);
+        assert!(all, "expected on stderr: {stderr:#?}\n{self}");
+        self
+    }
+
+    /// The error line.
+    pub fn error(&self) -> &str {
+        self.stderr.lines().last().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Run {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
+        )
+    }
+}
+
+/// A folder for one test, removed with what is in it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty one.
+    pub fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "docspace-rotate-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::SeqCst)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A new file in it.
+    pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The names in it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl AsRef<Path> for Folder {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
