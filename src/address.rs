@@ -26,6 +26,9 @@ impl Url {
     ///
     /// Says what is wrong with it, without showing the text: it may hold a password.
     pub fn parse(text: &str) -> Result<Url, &'static str> {
+        if text.len() > 2000 {
+            return Err("the address is longer than 2,000 bytes");
+        }
         let (https, rest) = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
@@ -188,7 +191,7 @@ impl fmt::Display for Proxy {
 }
 
 /// A host as an address has it: IPv6 in brackets.
-pub fn bracketed(host: &str) -> String {
+fn bracketed(host: &str) -> String {
     match host.contains(':') {
         true => format!("[{host}]"),
         false => host.to_owned(),

@@ -5,5 +5,8 @@ pub mod cli;
 pub mod error;
 pub mod output;
 pub mod portal;
+pub mod reply;
+pub mod retry;
 pub mod rotate;
 pub mod secret;
+pub mod signal;

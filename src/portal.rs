@@ -1,6 +1,6 @@
 //! The portal: one connection, and what goes over it. Nothing else in the program names ureq.
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use ureq::http::{HeaderValue, Request, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, DefaultConnector, Either, NextTimeout, Transport,
+    Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport,
 };
 use ureq::{Agent, SendBody, Timeout};
 
@@ -28,34 +28,56 @@ const LONGEST_BODY: u64 = 64 * 1024;
 /// How long a connection, with the proxy's and TLS handshakes, may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// The longest CA file that is read, in bytes. The usual bundle of all public CAs has 0.2 MiB.
+const LONGEST_CA_FILE: u64 = 16 * 1024 * 1024;
+
 /// A portal and the key to it.
 pub struct Portal {
     agent: Agent,
     url: Url,
+    client: String,
+    proxy: Option<String>,
     key: Secret,
     signature: Option<(Secret, Instant)>,
     secret: Option<Secret>,
-    sent: Arc<AtomicBool>,
+    wire: Arc<Wire>,
 }
 
 /// An answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reply {
     /// The status code.
     pub status: u16,
     /// The `Location` header.
     pub location: Option<String>,
+    /// The `Retry-After` header.
+    pub retry_after: Option<String>,
+    /// The `X-RateLimit-Reset` header, in any spelling.
+    pub rate_limit_reset: Option<String>,
     /// The body, or what came of it.
     pub body: Vec<u8>,
-    /// Why the body is not whole.
-    pub cut: Option<String>,
+    /// How the body ends.
+    pub end: End,
+}
+
+/// How a body ends.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// As it should.
+    #[default]
+    Whole,
+    /// Beyond what is read.
+    TooLong,
+    /// Too early; why.
+    Cut(String),
 }
 
 /// No answer. Each says why, in words fit for a log.
 #[derive(Debug)]
 pub enum Failure {
-    /// The portal or the proxy is not what it should be, and will not be a moment later.
-    Untrusted(String),
+    /// The portal is not to be trusted, or the proxy refuses: no byte of the request has left, and
+    /// none would a moment later.
+    Refused(String),
     /// No byte of the request has left.
     NotSent(String),
     /// The request may have arrived.
@@ -70,57 +92,53 @@ impl Portal {
     /// A CA file or a proxy that is not usable, named.
     pub fn new(options: &Options, key: Secret) -> Result<Portal, Error> {
         let proxy = options.proxy.as_ref().map(proxy).transpose()?;
-        let tls = options.url.https
-            || options
-                .proxy
-                .as_ref()
-                .is_some_and(|proxy| proxy.protocol == Protocol::Https);
         let roots = match &options.cacert {
-            Some((file, named)) if tls => {
-                let roots = roots(file);
-                roots.map_err(|why| {
-                    let file = file.display().to_string();
-                    Error::usage(format!("{named}: {} {why}", file.escape_debug()))
-                })?
-            }
-            _ => RootCerts::WebPki,
+            None => RootCerts::WebPki,
+            Some((file, named)) => roots(file).map_err(|why| {
+                let file = file.display().to_string();
+                Error::usage(format!("{named}: {} {why}", file.escape_debug()))
+            })?,
         };
-        let sent = Arc::new(AtomicBool::new(false));
+        let wire = Arc::new(Wire::default());
         let watch = Watch {
             proxied: proxy.is_some(),
-            sent: sent.clone(),
+            wire: wire.clone(),
         };
         let config = Config::builder()
             .http_status_as_error(false)
-            // A followed redirect would turn the PATCH into a GET, and carry the key elsewhere.
+            // A followed redirect would turn the PATCH into a GET, and carry the signature elsewhere.
             .max_redirects(0)
+            // Chosen already, by other rules than ureq's.
             .proxy(proxy)
             // Portals answer 500 to a request without it.
             .user_agent(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION")))
-            .accept("*/*")
-            // Else even the secret comes gzipped.
+            // So it stays with whatever features ureq is built: even the secret would come gzipped.
             .accept_encoding(AutoHeaderValue::None)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(CONNECT))
-            // One connection for the whole run, kept as long as nginx keeps it.
+            // One connection for the whole run, even where the reader of the secret takes its time.
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .max_idle_age(Duration::from_secs(60))
-            // The program's memory is mostly these. A key has up to 8,000 bytes.
+            // ureq's own are 128 KiB each way. A key and a signature have up to 8,000 bytes each,
+            // and are written line by line.
             .max_response_header_size(16 * 1024)
             .input_buffer_size(20 * 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        let connector = DefaultConnector::new().chain(watch);
-        let agent = Agent::with_parts(config, connector, OneLookup::default());
-        let url = options.url.clone();
         Ok(Portal {
-            agent,
-            url,
+            agent: Agent::with_parts(
+                config,
+                DefaultConnector::new().chain(watch),
+                OneLookup::default(),
+            ),
+            url: options.url.clone(),
+            client: options.client.clone(),
+            proxy: options.proxy.as_ref().map(Proxy::to_string),
             key,
             signature: None,
             secret: None,
-            sent,
+            wire,
         })
     }
 
@@ -134,8 +152,8 @@ impl Portal {
         self.key.expose().starts_with("sk-")
     }
 
-    /// How long ago the portal was signed in to.
-    pub fn signed_since(&self) -> Option<Duration> {
+    /// How old the signature is, where there is one.
+    pub fn signature_age(&self) -> Option<Duration> {
         self.signature.as_ref().map(|(_, at)| at.elapsed())
     }
 
@@ -152,10 +170,8 @@ impl Portal {
     /// Text from the portal, fit for a log: see [`shown`].
     pub fn shown(&self, text: &str) -> String {
         let signature = self.signature.as_ref().map(|(signature, _)| signature);
-        shown(
-            text,
-            [&self.key].into_iter().chain(signature).chain(&self.secret),
-        )
+        let secrets = [&self.key].into_iter().chain(signature).chain(&self.secret);
+        shown(text, secrets, &self.client)
     }
 
     /// Sends one request and reads the answer, all within `limit`.
@@ -170,13 +186,29 @@ impl Portal {
         body: Option<&str>,
         limit: Duration,
     ) -> Result<Reply, Failure> {
-        self.sent.store(false, Ordering::Relaxed);
+        self.wire.sent.store(false, Ordering::Relaxed);
         self.exchange(method, path, body, limit).map_err(|error| {
-            let words = self.shown(&words(&error));
-            match is_untrusted(&error) {
-                true => Failure::Untrusted(words),
-                false if self.sent.load(Ordering::Relaxed) => Failure::NoReply(words),
-                false => Failure::NotSent(words),
+            let (host, words) = (&self.url.host, self.shown(&words(&error)));
+            if self.wire.sent.load(Ordering::Relaxed) {
+                return Failure::NoReply(words);
+            }
+            let Some(proxy) = &self.proxy else {
+                return match is_untrusted(&error) {
+                    true => Failure::Refused(format!("{host} is not to be trusted: {words}")),
+                    false => Failure::NotSent(words),
+                };
+            };
+            match proxy_status(&error) {
+                Some(status @ (300..=428 | 430..=499)) => Failure::Refused(format!(
+                    "the proxy {proxy} refused the way to {host} with status {status}"
+                )),
+                _ if is_denied(&error) => Failure::Refused(format!(
+                    "the proxy {proxy} refused the way to {host}: {words}"
+                )),
+                _ if is_untrusted(&error) => Failure::Refused(format!(
+                    "{host} or the proxy {proxy} is not to be trusted: {words}"
+                )),
+                _ => Failure::NotSent(format!("{words} (through the proxy {proxy})")),
             }
         })
     }
@@ -210,27 +242,24 @@ impl Portal {
             .agent
             .run(request.timeout_global(Some(limit)).build())?;
 
-        let location = response.headers().get("location");
-        let location = location.map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
-        let mut body = Vec::new();
-        let read = response
-            .body_mut()
-            .as_reader()
-            .take(LONGEST_BODY + 1)
-            .read_to_end(&mut body);
-        let cut = match read {
-            Err(error) => Some(self.shown(&words(&error.into()))),
-            Ok(_) if body.len() as u64 > LONGEST_BODY => {
-                Some("the reply is longer than 64 KiB".to_owned())
-            }
-            Ok(_) => None,
+        let value = |name| {
+            let value = response.headers().get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
-        Ok(Reply {
+        let mut reply = Reply {
             status: response.status().as_u16(),
-            location,
-            body,
-            cut,
-        })
+            location: value("location"),
+            retry_after: value("retry-after"),
+            rate_limit_reset: value("x-ratelimit-reset"),
+            ..Reply::default()
+        };
+        let mut body = response.body_mut().as_reader().take(LONGEST_BODY + 1);
+        match body.read_to_end(&mut reply.body) {
+            Err(error) => reply.end = End::Cut(self.shown(&words(&error.into()))),
+            Ok(length) if length as u64 > LONGEST_BODY => reply.end = End::TooLong,
+            Ok(_) => {}
+        }
+        Ok(reply)
     }
 }
 
@@ -242,7 +271,10 @@ fn header(text: &str) -> HeaderValue {
 
 /// The only CA certificates to trust.
 fn roots(file: &Path) -> Result<RootCerts, String> {
-    let pem = fs::read(file).map_err(|error| format!("can't be read: {}", io_words(&error)))?;
+    let mut pem = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(LONGEST_CA_FILE).read_to_end(&mut pem))
+        .map_err(|error| format!("can't be read: {}", io_words(&error)))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&pem) {
         if let PemItem::Certificate(certificate) = item.map_err(|_| "is no readable PEM file")? {
@@ -263,7 +295,7 @@ fn proxy(proxy: &Proxy) -> Result<ureq::Proxy, Error> {
     let scheme = match proxy.protocol {
         Protocol::Http => "http",
         Protocol::Https => "https",
-        // The forms in which the proxy looks the portal's name up.
+        // The forms in which the proxy looks the portal's name up: OneLookup relies on that.
         Protocol::Socks4 => "socks4a",
         Protocol::Socks5 => "socks5h",
     };
@@ -285,17 +317,28 @@ fn proxy(proxy: &Proxy) -> Result<ureq::Proxy, Error> {
     })
 }
 
-/// Whether it is of no use to try again: a certificate that is not trusted, or a proxy that answers 4xx.
+/// Whether a certificate is not to be trusted. The handshake's errors come inside an I/O error.
 fn is_untrusted(error: &ureq::Error) -> bool {
-    match error {
-        ureq::Error::Io(error) => {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-            matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
-        }
-        ureq::Error::Rustls(error) => matches!(error, rustls::Error::InvalidCertificate(_)),
-        ureq::Error::ConnectProxyFailed(why) => why.contains("responded 4"),
-        _ => false,
-    }
+    let ureq::Error::Io(error) = error else {
+        return false;
+    };
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whether a SOCKS proxy takes neither user nor password.
+fn is_denied(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The status with which a proxy answered a CONNECT: ureq has it in words only, as
+/// `proxy server responded 407/407`.
+fn proxy_status(error: &ureq::Error) -> Option<u16> {
+    let ureq::Error::ConnectProxyFailed(why) = error else {
+        return None;
+    };
+    let (_, status) = why.split_once("responded ")?;
+    status.get(..3)?.parse().ok()
 }
 
 /// An error of ureq's in words. Not its own `Display` where that repeats what a server sent.
@@ -316,8 +359,9 @@ fn words(error: &ureq::Error) -> String {
     }
 }
 
-/// Looks the one host of the run up once, for all requests. ureq asks before each request, and with
-/// a time limit set it would ask on a thread of its own: the system's resolver has its own limits.
+/// Looks the one host of the run up once, for all requests: the portal's, or its proxy's, as each
+/// kind of proxy that is used looks the portal's name up itself. ureq asks before each request, and
+/// with a time limit set it would ask on a thread of its own: the system's resolver has its own limits.
 #[derive(Debug, Default)]
 struct OneLookup(OnceLock<ResolvedSocketAddrs>);
 
@@ -337,31 +381,42 @@ impl Resolver for OneLookup {
     }
 }
 
+/// What is known of the connection.
+#[derive(Debug, Default)]
+struct Wire {
+    /// Whether a byte of the last request may have left.
+    sent: AtomicBool,
+    /// Whether a connection through a proxy is being made.
+    connecting: AtomicBool,
+}
+
 /// The last link of ureq's chain of connectors: has the connection to the portal note when bytes of
 /// a request leave. It stands above TLS and the proxy, so that their handshakes don't count, and is
 /// kept with the connection, so that a later request on it counts alike.
+///
+/// ureq runs the chain for the connection to a CONNECT proxy too, without a proxy set. That one is
+/// held to its limit: ureq allows all of it to each piece of the proxy's answer anew.
 #[derive(Debug)]
 struct Watch {
     proxied: bool,
-    sent: Arc<AtomicBool>,
+    wire: Arc<Wire>,
 }
 
 impl<In: Transport> Connector<In> for Watch {
-    type Out = Either<In, Watched<In>>;
+    type Out = Watched<In>;
 
     fn connect(
         &self,
         details: &ConnectionDetails,
         connection: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
-        // ureq runs the chain for the connection to a CONNECT proxy too, without a proxy set.
         let to_proxy = self.proxied && details.config.proxy().is_none();
-        Ok(connection.map(|connection| match to_proxy {
-            true => Either::A(connection),
-            false => Either::B(Watched {
-                connection,
-                sent: self.sent.clone(),
-            }),
+        self.wire.connecting.store(to_proxy, Ordering::Relaxed);
+        let until = to_proxy.then(|| Instant::now() + CONNECT.min(*details.timeout.after));
+        Ok(connection.map(|connection| Watched {
+            connection,
+            until,
+            wire: self.wire.clone(),
         }))
     }
 }
@@ -369,7 +424,9 @@ impl<In: Transport> Connector<In> for Watch {
 #[derive(Debug)]
 struct Watched<T> {
     connection: T,
-    sent: Arc<AtomicBool>,
+    /// For a connection to a proxy: when that to the portal must stand.
+    until: Option<Instant>,
+    wire: Arc<Wire>,
 }
 
 impl<T: Transport> Transport for Watched<T> {
@@ -378,11 +435,23 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.sent.store(true, Ordering::Relaxed);
+        if self.until.is_none() {
+            self.wire.sent.store(true, Ordering::Relaxed);
+        }
         self.connection.transmit_output(amount, timeout)
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+    fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        if let Some(until) = self
+            .until
+            .filter(|_| self.wire.connecting.load(Ordering::Relaxed))
+        {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ureq::Error::Timeout(Timeout::Connect));
+            }
+            timeout.after = timeout.after.min(left.into());
+        }
         self.connection.await_input(timeout)
     }
 
@@ -392,5 +461,35 @@ impl<T: Transport> Transport for Watched<T> {
 
     fn is_tls(&self) -> bool {
         self.connection.is_tls()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_looked_up_once_and_on_no_other_thread() {
+        let lookup = OneLookup::default();
+        // A limit that is over: ureq's own resolver would fail at once.
+        let limit = NextTimeout {
+            after: Duration::ZERO.into(),
+            ..NextTimeout::default()
+        };
+        let ask = |uri: &'static str| {
+            let found = lookup.resolve(&Uri::from_static(uri), &Config::default(), limit);
+            found.expect("an address needs no look-up")[0]
+        };
+        let first = ask("http://127.0.0.1:1");
+        assert_eq!(ask("http://127.0.0.1:2"), first);
+    }
+
+    #[test]
+    fn a_proxys_status() {
+        let failed = |why: &str| proxy_status(&ureq::Error::ConnectProxyFailed(why.to_owned()));
+        assert_eq!(failed("proxy server responded 407/407"), Some(407));
+        assert_eq!(failed("proxy server responded 302/302"), Some(302));
+        assert_eq!(failed("proxy server did not respond"), None);
+        assert_eq!(proxy_status(&ureq::Error::HostNotFound), None);
     }
 }

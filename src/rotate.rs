@@ -4,19 +4,22 @@
 //! open the output -> [sign in] -> PATCH regenerate -> hand the secret over -> DELETE revoke
 //! ```
 
+use std::fs;
 use std::io::{self, Write};
+use std::thread;
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State};
 use crate::output::Output;
-use crate::portal::{Failure, Portal, Reply};
+use crate::portal::{End, Failure, Portal, Reply};
+use crate::reply::{error_text, is_plain_success, new_secret, signature, target};
+use crate::retry;
 use crate::secret::Secret;
+use crate::signal;
 
 /// A signature lives five minutes; an older one than this is fetched anew.
-const SIGNATURE_LIFE: Duration = Duration::from_secs(4 * 60);
+const SIGNATURE_MAX_AGE: Duration = Duration::from_secs(4 * 60);
 
 /// How long a GET or a DELETE may take. The PATCH may use all the time that is left.
 const SAFE_CALL: Duration = Duration::from_secs(30);
@@ -31,32 +34,10 @@ const LAST_CALL: Duration = Duration::from_secs(10);
 /// The state in which the client is left, and why.
 pub fn run(options: &Options) -> Result<(), Error> {
     let deadline = Instant::now() + options.timeout;
-    let key = match &options.key {
-        Key::Given(key) => Secret::new(key.expose()),
-        Key::InFile(path) => Secret::key_file(path).map_err(|why| {
-            let path = path.display().to_string();
-            Error::usage(format!(
-                "DOCSPACE_API_KEY_FILE: {} {why}",
-                path.escape_debug()
-            ))
-        })?,
-    };
-    if options.client == key.expose() {
-        return Err(Error::usage(
-            "CLIENT_ID is the key, which belongs in DOCSPACE_API_KEY alone",
-        ));
-    }
-    let portal = Portal::new(options, key)?;
-    let mut job = Job {
-        portal,
-        no_sign_in: None,
-        handed_over: false,
-        deadline,
-        options,
-    };
-
+    signal::handle();
+    let mut job = Job::new(options, deadline)?;
     if options.steps != Steps::Revoke {
-        let mut output = Output::open(options.output.as_deref())?;
+        let mut output = Output::open(options.output.as_deref(), deadline)?;
         let secret = job.regenerate()?;
         output.hand_over(&secret)?;
         job.handed_over = true;
@@ -68,55 +49,53 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 struct Job<'a> {
+    options: &'a Options,
+    deadline: Instant,
     portal: Portal,
     /// The reply with which the portal gave no signature.
     no_sign_in: Option<Reply>,
     handed_over: bool,
-    deadline: Instant,
-    options: &'a Options,
 }
 
-/// The calls that there are, named in the log as in the vendor's sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Token,
-    Regenerate,
-    Revoke,
-}
-
-impl Call {
-    fn name(self) -> &'static str {
-        match self {
-            Call::Token => "GET token",
-            Call::Regenerate => "PATCH regenerate",
-            Call::Revoke => "DELETE revoke",
+impl<'a> Job<'a> {
+    fn new(options: &'a Options, deadline: Instant) -> Result<Job<'a>, Error> {
+        let key = options.key.read()?;
+        for (name, text) in [
+            ("CLIENT_ID", &options.client),
+            ("the address", &options.url.host),
+        ] {
+            if text.eq_ignore_ascii_case(key.expose()) {
+                let what = format!("{name} is the key, which belongs in DOCSPACE_API_KEY alone");
+                return Err(Error::usage(what));
+            }
         }
-    }
-
-    fn method(self) -> &'static str {
-        let name = self.name();
-        name.split_once(' ').map_or(name, |(method, _)| method)
-    }
-
-    fn path(self, client: &str) -> String {
-        match self {
-            Call::Token => "/api/2.0/security/oauth2/token".to_owned(),
-            Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
-            Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
+        if let (Key::InFile(key), Some(output)) = (&options.key, &options.output) {
+            let same = fs::canonicalize(key).ok() == fs::canonicalize(output).ok();
+            if same && fs::metadata(key).is_ok_and(|key| key.is_file()) {
+                return Err(Error::usage("--output is the file that holds the key"));
+            }
         }
+        let portal = Portal::new(options, key)?;
+        Ok(Job {
+            options,
+            deadline,
+            portal,
+            no_sign_in: None,
+            handed_over: false,
+        })
     }
-}
 
-impl Job<'_> {
     /// Gets the client a new secret; returns what is to be handed over.
     fn regenerate(&mut self) -> Result<Secret, Error> {
         let reply = self.call(Call::Regenerate)?;
         let (secret, object) = new_secret(&reply.body).map_err(|why| {
-            Error::new(
-                State::Unknown,
-                format!("{} and {why}", self.answered(Call::Regenerate, &reply)),
-            )
+            let what = format!(
+                "{} and {why}",
+                self.describe_reply(Call::Regenerate, &reply)
+            );
+            Error::new(State::Unknown, what)
         })?;
+        signal::note("while the new secret was being written", State::SecretLost);
         self.log("Client secret has been regenerated.");
         self.portal.hide(Secret::new(secret.expose()));
         Ok(if self.options.json { object } else { secret })
@@ -133,76 +112,111 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Makes one call, signing in where the portal wants that: before an API key's first call, as
-    /// no portal takes one on these calls; with any other bearer only when the call is refused.
+    /// Makes one call: signs in where the portal wants that, and makes the call again where that is
+    /// safe and there is time.
     fn call(&mut self, call: Call) -> Result<Reply, Error> {
-        if call != Call::Token {
-            self.sign_in_beforehand()?;
-        }
+        let mut attempt = 0;
         loop {
-            let may_sign_in = call != Call::Token
-                && self.portal.signed_since().is_none()
-                && self.no_sign_in.is_none();
-            let outcome = self.send(call);
-            let mut next = next(call, &outcome, may_sign_in);
-            self.log_outcome(call, &outcome, next);
-            if let (Next::SignIn, Ok(reply)) = (next, &outcome) {
+            if call != Call::Token {
+                self.sign_in_if_due()?;
+            }
+            let outcome = self.request(call, attempt);
+            // A bearer other than an API key goes alone, as documented, until a portal refuses it.
+            let unsigned = self.portal.signature_age().is_none() && self.no_sign_in.is_none();
+            let mut verdict = judge(call, &outcome, unsigned);
+            if verdict == Verdict::SignIn {
+                // Shown with what follows, so that nobody reads a good run's log as a failure.
+                self.log_outcome(call, &outcome, ", so signing in first");
                 if self.sign_in()? {
                     continue;
                 }
-                next = if reply.status == 429 {
-                    Next::Again
-                } else {
-                    Next::Refused
-                };
+                verdict = judge(call, &outcome, false);
+            } else if verdict != Verdict::Again {
+                self.log_outcome(call, &outcome, "");
             }
-            let (state, outcome) = match (next, outcome) {
-                (Next::Take, Ok(reply)) => return Ok(reply),
-                (Next::Again, outcome) => (State::Unreached, outcome),
-                (Next::Unknown, outcome) => (State::Unknown, outcome),
+            let (state, outcome) = match (verdict, outcome) {
+                (Verdict::Done, Ok(reply)) => return Ok(reply),
+                (Verdict::Again, outcome) => {
+                    self.wait(call, attempt, &outcome)?;
+                    attempt += 1;
+                    continue;
+                }
+                (Verdict::Unknown, outcome) => (State::Unknown, outcome),
                 (_, outcome) => (State::Refused, outcome),
             };
-            return Err(Error::new(state, self.words(call, &outcome)));
+            return Err(Error::new(state, self.describe(call, &outcome)));
         }
     }
 
-    fn send(&self, call: Call) -> Result<Reply, Failure> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let limit = match call {
-            Call::Regenerate => left,
-            _ if self.handed_over => left.min(SAFE_CALL).max(LAST_CALL),
-            _ => left.min(SAFE_CALL),
+    /// Sends one request, within the limits for it.
+    fn request(&self, call: Call, attempt: u32) -> Result<Reply, Failure> {
+        let state = if call == Call::Regenerate {
+            State::Unknown
+        } else {
+            self.state()
         };
-        let path = call.path(&self.options.client);
+        signal::note(&format!("during [{}]", call.name()), state);
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let limit = limit(call, left, self.handed_over && attempt == 0);
         // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
         let body = (call == Call::Regenerate).then_some("");
+        let path = call.path(&self.options.client);
         self.portal.send(call.method(), &path, body, limit)
     }
 
-    fn sign_in_beforehand(&mut self) -> Result<(), Error> {
-        let due = match self.portal.signed_since() {
-            Some(age) => age > SIGNATURE_LIFE,
-            None => self.portal.has_api_key() && self.no_sign_in.is_none(),
-        };
+    /// Waits before the next attempt; ends the call where that would pass the limit.
+    fn wait(
+        &self,
+        call: Call,
+        attempt: u32,
+        outcome: &Result<Reply, Failure>,
+    ) -> Result<(), Error> {
+        let wait = retry::wait(attempt, outcome.as_ref().ok());
+        let seconds = wait.as_secs_f64();
+        if Instant::now() + wait >= self.deadline {
+            self.log_outcome(call, outcome, "");
+            let what = format!(
+                "{}, and the wait of {seconds} s before the next attempt would pass the limit of {} s",
+                self.describe(call, outcome),
+                self.options.timeout.as_secs_f64()
+            );
+            return Err(Error::new(State::Unreached, what));
+        }
+        signal::note(&format!("before another [{}]", call.name()), self.state());
+        self.log_outcome(call, outcome, &format!(", trying again in {seconds} s"));
+        thread::sleep(wait);
+        Ok(())
+    }
+
+    /// The state in which the run leaves the client if it ends while no PATCH is under way.
+    fn state(&self) -> State {
+        if self.handed_over {
+            State::ConsentKept
+        } else {
+            State::Unreached
+        }
+    }
+
+    fn sign_in_if_due(&mut self) -> Result<(), Error> {
+        let age = self.portal.signature_age();
+        let due = sign_in_due(age, self.portal.has_api_key(), self.no_sign_in.is_some());
         if !due || self.sign_in()? {
             return Ok(());
         }
-        let Some(reply) = &self.no_sign_in else {
-            return Ok(());
-        };
-        let why = match reply.status {
-            401 => ": the key is wrong or no longer valid",
-            403 => ": the key lacks global rights to read and write",
-            300..=399 => "",
+        let why = match self.no_sign_in.as_ref().map(|reply| reply.status) {
+            Some(401) => ": the key is wrong or no longer valid",
+            Some(403) => ": the key lacks global rights to read and write",
+            Some(300..=399) => "",
             _ => {
                 self.log("This portal has no sign-in: going on with the key alone.");
                 return Ok(());
             }
         };
-        Err(Error::new(
-            State::Refused,
-            self.answered(Call::Token, reply) + why,
-        ))
+        let answer = self
+            .no_sign_in
+            .as_ref()
+            .map(|reply| self.describe_reply(Call::Token, reply));
+        Err(Error::new(State::Refused, answer.unwrap_or_default() + why))
     }
 
     /// Turns the key into a signature, which later requests carry. False where the portal gives none.
@@ -216,14 +230,14 @@ impl Job<'_> {
     }
 
     /// What an outcome was, naming the host.
-    fn words(&self, call: Call, outcome: &Result<Reply, Failure>) -> String {
+    fn describe(&self, call: Call, outcome: &Result<Reply, Failure>) -> String {
         let (host, name) = (self.portal.host(), call.name());
         match outcome {
-            Err(Failure::Untrusted(why)) => format!("{host} is not to be trusted: {why}"),
+            Err(Failure::Refused(why)) => why.clone(),
             Err(Failure::NotSent(why)) => format!("{host} was not reached for [{name}]: {why}"),
             Err(Failure::NoReply(why)) => format!("{host} gave no answer to [{name}]: {why}"),
             Ok(reply) => {
-                let mut words = self.answered(call, reply);
+                let mut words = self.describe_reply(call, reply);
                 if let Some(reply) = &self.no_sign_in {
                     words += &format!(", and [GET token] with status {}", reply.status);
                 }
@@ -233,7 +247,7 @@ impl Job<'_> {
     }
 
     /// What an answer was, with what the portal says in it.
-    fn answered(&self, call: Call, reply: &Reply) -> String {
+    fn describe_reply(&self, call: Call, reply: &Reply) -> String {
         let (host, name, status) = (self.portal.host(), call.name(), reply.status);
         if let (300..=399, Some(location)) = (status, &reply.location) {
             let to = self.portal.shown(&target(location));
@@ -242,46 +256,91 @@ impl Job<'_> {
             );
         }
         let mut words = format!("{host} answered [{name}] with status {status}");
-        // Only an error's text is shown: a success may hold the secret.
-        if let Some(text) = error_text(&reply.body).filter(|_| status >= 300) {
-            words += &format!(" ({})", self.portal.shown(&text));
-        }
-        if let Some(cut) = &reply.cut {
-            words += &format!(", cut short: {cut}");
+        match &reply.end {
+            // Only an error's text is shown, and a whole one: else it may hold the secret, or half a key.
+            End::Whole if status >= 300 => {
+                if let Some(text) = error_text(&reply.body) {
+                    words += &format!(" ({})", self.portal.shown(&text));
+                }
+            }
+            End::Whole if call == Call::Revoke => words += " and a page that no portal sends",
+            End::Whole => {}
+            End::TooLong => words += " and more than 64 KiB",
+            End::Cut(why) => words += &format!(", cut short: {why}"),
         }
         words
     }
 
-    /// One line for a call. What leads to a sign-in is shown with what follows, so that nobody
-    /// reads a good run's log as a failure.
-    fn log_outcome(&self, call: Call, outcome: &Result<Reply, Failure>, next: Next) {
-        let name = call.name();
-        match (outcome, next) {
-            (Ok(reply), Next::SignIn) => self.log(&format!(
-                "[{name}] Status: {}, so signing in first",
-                reply.status
-            )),
-            (Ok(reply), _) => self.log(&format!("[{name}] Status: {}", reply.status)),
-            (Err(_), _) => {}
-        }
+    /// One line for a request, with what follows from it. One that ends the run without an answer
+    /// has its line in the error.
+    fn log_outcome(&self, call: Call, outcome: &Result<Reply, Failure>, follows: &str) {
+        let was = match outcome {
+            Err(_) if follows.is_empty() => return,
+            Err(Failure::Refused(why) | Failure::NotSent(why)) => format!("Not sent: {why}"),
+            Err(Failure::NoReply(why)) => format!("No answer: {why}"),
+            Ok(Reply {
+                status: status @ 200..=299,
+                end: End::Cut(why),
+                ..
+            }) => {
+                format!("Status: {status}, cut short: {why}")
+            }
+            Ok(reply) => format!("Status: {}", reply.status),
+        };
+        self.log(&format!("[{}] {was}{follows}", call.name()));
     }
 
     fn log(&self, line: &str) {
         if !self.options.quiet {
-            // A closed stderr must not end the run.
-            let _ = writeln!(io::stderr(), "{line}");
+            // In one piece, as a signal may come at any time. A closed stderr must not end the run.
+            let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
         }
     }
 }
 
-/// What follows from the outcome of a request.
+/// The calls that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+enum Call {
+    Token,
+    Regenerate,
+    Revoke,
+}
+
+impl Call {
+    /// The name in the log, as in the vendor's sample.
+    fn name(self) -> &'static str {
+        match self {
+            Call::Token => "GET token",
+            Call::Regenerate => "PATCH regenerate",
+            Call::Revoke => "DELETE revoke",
+        }
+    }
+
+    fn method(self) -> &'static str {
+        match self {
+            Call::Token => "GET",
+            Call::Regenerate => "PATCH",
+            Call::Revoke => "DELETE",
+        }
+    }
+
+    fn path(self, client: &str) -> String {
+        match self {
+            Call::Token => "/api/2.0/security/oauth2/token".to_owned(),
+            Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
+            Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
+        }
+    }
+}
+
+/// What the outcome of a request means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
     /// It is an answer to go on with.
-    Take,
+    Done,
     /// Sign in, then the same again.
     SignIn,
-    /// It did nothing, or may be done twice: the same again.
+    /// It did nothing, or may be done twice: the same again, while there is time.
     Again,
     /// The portal or the proxy says no.
     Refused,
@@ -289,97 +348,49 @@ enum Next {
     Unknown,
 }
 
-/// An unanswered PATCH may still happen minutes later and would kill the secret that a second one
-/// brought: it is repeated only where the last one surely did nothing.
-fn next(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Next {
+/// Judges an outcome. An unanswered PATCH may still happen minutes later and would kill the secret
+/// that a second one brought: it is repeated only where the last one surely did nothing.
+fn judge(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Verdict {
     let unanswered = match call {
-        Call::Regenerate => Next::Unknown,
-        Call::Token | Call::Revoke => Next::Again,
+        Call::Regenerate => Verdict::Unknown,
+        Call::Token | Call::Revoke => Verdict::Again,
     };
     let reply = match outcome {
-        Err(Failure::Untrusted(_)) => return Next::Refused,
-        Err(Failure::NotSent(_)) => return Next::Again,
+        Err(Failure::Refused(_)) => return Verdict::Refused,
+        Err(Failure::NotSent(_)) => return Verdict::Again,
         Err(Failure::NoReply(_)) => return unanswered,
         Ok(reply) => reply,
     };
-    match (call, reply.status) {
-        (_, 401 | 403 | 429) if may_sign_in => Next::SignIn,
-        (_, 429) => Next::Again,
-        (Call::Regenerate, 200) if reply.cut.is_none() => Next::Take,
-        (Call::Regenerate, 300..=499) => Next::Refused,
-        (Call::Regenerate, _) => Next::Unknown,
-        (Call::Token, 200) if reply.cut.is_some() => Next::Again,
+    match (call, reply.status, &reply.end) {
+        (Call::Regenerate | Call::Revoke, 401 | 403 | 429, _) if may_sign_in => Verdict::SignIn,
+        (_, 429, _) => Verdict::Again,
+        (Call::Regenerate, 200, End::Whole) => Verdict::Done,
+        (Call::Token, 200, End::Cut(_)) => Verdict::Again,
         // Whether the portal has a sign-in at all is for the caller to read.
-        (Call::Token, 200..=499 | 501) => Next::Take,
-        (Call::Revoke, 200..=299) => Next::Take,
-        (Call::Revoke, 300..=499) => Next::Refused,
-        (Call::Token | Call::Revoke, _) => Next::Again,
+        (Call::Token, 200..=499 | 501, _) => Verdict::Done,
+        (Call::Revoke, 200..=299, End::Cut(_)) => Verdict::Again,
+        (Call::Revoke, 200..=299, End::Whole) if is_plain_success(&reply.body) => Verdict::Done,
+        (Call::Revoke, 200..=299, _) => Verdict::Refused,
+        (Call::Regenerate | Call::Revoke, 300..=499, _) => Verdict::Refused,
+        _ => unanswered,
     }
 }
 
-/// The secret in a reply to the PATCH, and the object that holds it as one line of JSON: what is in
-/// `response`, else the whole body.
-fn new_secret(body: &[u8]) -> Result<(Secret, Secret), &'static str> {
-    let mut body: Value = serde_json::from_slice(body).map_err(|_| "no JSON")?;
-    let object = match body.get_mut("response") {
-        Some(inner @ Value::Object(_)) => inner.take(),
-        _ => body,
-    };
-    let secret = object.get("client_secret").ok_or("no client_secret")?;
-    let secret = secret.as_str().and_then(Secret::client_secret);
-    let secret = secret.ok_or("a client_secret that is no usable secret")?;
-    Ok((secret, Secret::new(ascii(&object.to_string()))))
-}
-
-/// JSON without the characters that a terminal may obey. They stand in strings only, where their
-/// escapes mean the same (RFC 8259, section 7).
-fn ascii(json: &str) -> String {
-    let mut text = String::new();
-    for c in json.chars() {
-        if (' '..='~').contains(&c) {
-            text.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                text += &format!("\\u{unit:04x}");
-            }
-        }
+/// How long one request may take, of the time that is left.
+fn limit(call: Call, left: Duration, last_call: bool) -> Duration {
+    match call {
+        Call::Regenerate => left,
+        _ if last_call => left.clamp(LAST_CALL, SAFE_CALL),
+        _ => left.min(SAFE_CALL),
     }
-    text
 }
 
-/// The signature in a reply to the sign-in: `{"response": "<jwt>"}`.
-fn signature(reply: &Reply) -> Option<Secret> {
-    let body: Value = serde_json::from_slice(&reply.body).ok()?;
-    let signature = body.get("response")?.as_str()?;
-    Secret::signature(signature).filter(|_| reply.status == 200)
-}
-
-/// What an error reply says: `title` and `detail`, or `reason`; else the start of a body that is not
-/// JSON. No other part of an object: it might hold a secret.
-fn error_text(body: &[u8]) -> Option<String> {
-    if let Ok(Value::Object(problem)) = serde_json::from_slice(body) {
-        let said = ["title", "detail", "reason"]
-            .iter()
-            .filter_map(|name| problem.get(*name)?.as_str());
-        let said: Vec<&str> = said.collect();
-        return (!said.is_empty()).then(|| said.join(": "));
-    }
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim();
-    let harmless = !text.starts_with(['{', '[', '"']) && !text.contains("client_secret");
-    (harmless && !text.is_empty()).then(|| text.to_owned())
-}
-
-/// A redirect's scheme, host and path: the rest may hold what is not for a log.
-fn target(location: &str) -> String {
-    let address = location.split(['?', '#']).next().unwrap_or_default();
-    match address.split_once("//") {
-        Some((scheme, rest)) => {
-            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let host = authority.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}//{host}{path}")
-        }
-        None => address.to_owned(),
+/// Whether to sign in before a call: for an API key, which no portal takes on these calls, unless
+/// the portal gives no signature; and when the signature is about to end.
+fn sign_in_due(signature_age: Option<Duration>, api_key: bool, no_sign_in: bool) -> bool {
+    match signature_age {
+        Some(age) => age > SIGNATURE_MAX_AGE,
+        None => api_key && !no_sign_in,
     }
 }
 
@@ -388,12 +399,15 @@ mod tests {
     use super::*;
 
     fn outcome(status: u16, cut: bool) -> Result<Reply, Failure> {
-        let cut = cut.then(|| "cut".to_owned());
+        let end = if cut {
+            End::Cut("cut".to_owned())
+        } else {
+            End::Whole
+        };
         Ok(Reply {
             status,
-            location: None,
-            body: vec![],
-            cut,
+            end,
+            ..Reply::default()
         })
     }
 
@@ -402,52 +416,66 @@ mod tests {
         use Call::{Regenerate, Revoke, Token};
         for call in [Token, Regenerate, Revoke] {
             let unanswered = if call == Regenerate {
-                Next::Unknown
+                Verdict::Unknown
             } else {
-                Next::Again
+                Verdict::Again
             };
             for sign_in in [false, true] {
-                let failed = |failure| next(call, &Err(failure), sign_in);
-                assert_eq!(failed(Failure::Untrusted(String::new())), Next::Refused);
-                assert_eq!(failed(Failure::NotSent(String::new())), Next::Again);
+                let failed = |failure| judge(call, &Err(failure), sign_in);
+                assert_eq!(failed(Failure::Refused(String::new())), Verdict::Refused);
+                assert_eq!(failed(Failure::NotSent(String::new())), Verdict::Again);
                 assert_eq!(failed(Failure::NoReply(String::new())), unanswered);
             }
             for status in [401, 403, 429] {
-                assert_eq!(next(call, &outcome(status, false), true), Next::SignIn);
+                let signs_in = judge(call, &outcome(status, false), true) == Verdict::SignIn;
+                assert_eq!(signs_in, call != Token, "{call:?} {status}");
             }
-            assert_eq!(next(call, &outcome(429, true), false), Next::Again);
+            assert_eq!(judge(call, &outcome(429, true), false), Verdict::Again);
             for status in [101, 500, 502, 503, 504, 599, 999] {
                 assert_eq!(
-                    next(call, &outcome(status, false), true),
+                    judge(call, &outcome(status, false), true),
                     unanswered,
                     "{call:?} {status}"
                 );
             }
         }
+        let too_long = |call| {
+            judge(
+                call,
+                &Ok(Reply {
+                    status: 200,
+                    end: End::TooLong,
+                    ..Reply::default()
+                }),
+                false,
+            )
+        };
+        assert_eq!(too_long(Regenerate), Verdict::Unknown);
+        assert_eq!(too_long(Token), Verdict::Done);
         for (call, status, cut, wanted) in [
-            (Regenerate, 200, false, Next::Take),
-            (Regenerate, 200, true, Next::Unknown),
-            (Regenerate, 201, false, Next::Unknown),
-            (Regenerate, 204, false, Next::Unknown),
-            (Regenerate, 501, false, Next::Unknown),
-            (Regenerate, 301, false, Next::Refused),
-            (Regenerate, 400, true, Next::Refused),
-            (Regenerate, 403, false, Next::Refused),
-            (Revoke, 200, false, Next::Take),
-            (Revoke, 200, true, Next::Take),
-            (Revoke, 204, false, Next::Take),
-            (Revoke, 307, false, Next::Refused),
-            (Revoke, 404, false, Next::Refused),
-            (Revoke, 501, false, Next::Again),
-            (Token, 200, false, Next::Take),
-            (Token, 200, true, Next::Again),
-            (Token, 302, false, Next::Take),
-            (Token, 401, false, Next::Take),
-            (Token, 404, true, Next::Take),
-            (Token, 501, false, Next::Take),
+            (Regenerate, 200, false, Verdict::Done),
+            (Regenerate, 200, true, Verdict::Unknown),
+            (Regenerate, 201, false, Verdict::Unknown),
+            (Regenerate, 204, false, Verdict::Unknown),
+            (Regenerate, 501, false, Verdict::Unknown),
+            (Regenerate, 301, false, Verdict::Refused),
+            (Regenerate, 400, true, Verdict::Refused),
+            (Regenerate, 403, false, Verdict::Refused),
+            (Revoke, 200, false, Verdict::Done),
+            (Revoke, 200, true, Verdict::Again),
+            (Revoke, 204, false, Verdict::Done),
+            (Revoke, 307, false, Verdict::Refused),
+            (Revoke, 404, false, Verdict::Refused),
+            (Revoke, 501, false, Verdict::Again),
+            (Token, 200, false, Verdict::Done),
+            (Token, 200, true, Verdict::Again),
+            (Token, 302, false, Verdict::Done),
+            (Token, 401, false, Verdict::Done),
+            (Token, 404, true, Verdict::Done),
+            (Token, 501, false, Verdict::Done),
         ] {
             assert_eq!(
-                next(call, &outcome(status, cut), false),
+                judge(call, &outcome(status, cut), false),
                 wanted,
                 "{call:?} {status} {cut}"
             );
@@ -455,86 +483,39 @@ mod tests {
     }
 
     #[test]
-    fn secrets_in_replies() {
-        let read = |body: &str| {
-            let (secret, object) = new_secret(body.as_bytes())?;
-            Ok((secret.expose().to_owned(), object.expose().to_owned()))
-        };
-        let found = |secret: &str, object: &str| Ok((secret.to_owned(), object.to_owned()));
-        assert_eq!(
-            read(r#"{"client_secret": "s"}"#),
-            found("s", r#"{"client_secret":"s"}"#)
-        );
-        assert_eq!(
-            read(r#"{"response": {"client_secret": "s"}, "count": 1}"#),
-            found("s", r#"{"client_secret":"s"}"#)
-        );
-        assert_eq!(
-            read(r#"{"response": "x", "client_secret": "s"}"#).map(|(secret, _)| secret),
-            Ok("s".to_owned())
-        );
-        let nested = "[".repeat(60_000);
-        for (body, why) in [
-            ("", "no JSON"),
-            ("{\"client_secret\":\"s\"} x", "no JSON"),
-            (nested.as_str(), "no JSON"),
-            ("[]", "no client_secret"),
-            ("\"client_secret\"", "no client_secret"),
-            (
-                r#"{"response":{"x":1},"client_secret":"s"}"#,
-                "no client_secret",
-            ),
-            (
-                r#"{"client_secret":null}"#,
-                "a client_secret that is no usable secret",
-            ),
-            (
-                r#"{"client_secret":["s"]}"#,
-                "a client_secret that is no usable secret",
-            ),
-            (
-                r#"{"client_secret":"\u001b[2J"}"#,
-                "a client_secret that is no usable secret",
-            ),
+    fn limits_of_a_request() {
+        let seconds = Duration::from_secs;
+        for (call, left, last_call, wanted) in [
+            (Call::Regenerate, 120, false, 120),
+            (Call::Regenerate, 3, false, 3),
+            (Call::Token, 120, false, 30),
+            (Call::Revoke, 120, false, 30),
+            (Call::Revoke, 3, false, 3),
+            (Call::Revoke, 0, false, 0),
+            (Call::Revoke, 120, true, 30),
+            (Call::Revoke, 3, true, 10),
+            (Call::Revoke, 0, true, 10),
+            // A signature may have to be fetched anew before the last call.
+            (Call::Token, 0, true, 10),
         ] {
-            assert_eq!(read(body), Err(why));
+            let limit = limit(call, seconds(left), last_call);
+            assert_eq!(limit, seconds(wanted), "{call:?} {left} {last_call}");
         }
     }
 
     #[test]
-    fn error_texts() {
-        for (body, text) in [
-            (
-                r#"{"title":"Not Found","detail":"no such client","status":404}"#,
-                Some("Not Found: no such client"),
-            ),
-            (r#"{"reason":"because"}"#, Some("because")),
-            (r#"{"title":7,"errors":[]}"#, None),
-            (r#"{"client_secret":"hush","x":1}"#, None),
-            (r#"{"client_secret":"hush"#, None),
-            (r#"x = {"client_secret":"hush"}"#, None),
-            ("<h1>Bad Gateway</h1>\n", Some("<h1>Bad Gateway</h1>")),
-            (" \r\n", None),
-            ("", None),
+    fn when_to_sign_in() {
+        let age = |seconds| Some(Duration::from_secs(seconds));
+        for (signature_age, api_key, no_sign_in, due) in [
+            (None, true, false, true),
+            (None, true, true, false),
+            (None, false, false, false),
+            (age(240), true, false, false),
+            (age(241), true, false, true),
+            (age(241), false, false, true),
         ] {
-            assert_eq!(error_text(body.as_bytes()).as_deref(), text, "{body}");
-        }
-        assert_eq!(error_text(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
-    }
-
-    #[test]
-    fn redirect_targets() {
-        for (location, shown) in [
-            (
-                "https://new.example/api?key=hush#x",
-                "https://new.example/api",
-            ),
-            ("https://user:hush@new.example", "https://new.example"),
-            ("//new.example/x", "//new.example/x"),
-            ("/login?hush", "/login"),
-            ("", ""),
-        ] {
-            assert_eq!(target(location), shown);
+            let found = sign_in_due(signature_age, api_key, no_sign_in);
+            assert_eq!(found, due, "{signature_age:?} {api_key} {no_sign_in}");
         }
     }
 }

@@ -10,9 +10,9 @@ use std::process::Stdio;
 
 use portal::{
     Act, BEARER, CLIENT, KEY, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json, on,
-    reply,
+    reply, signed_in,
 };
-use run::{Folder, rotate, run};
+use run::{rotate, run};
 
 const LOG: [&str; 5] = [
     "[GET token] Status: 200",
@@ -187,6 +187,11 @@ fn a_portal_without_sign_in_gets_the_key_alone() {
         http("501 Not Implemented", "", ""),
         http("200 OK", "Content-Type: text/html", "<html>Welcome</html>"),
         http("200 OK", "", ""),
+        http(
+            "201 Created",
+            "",
+            format!(r#"{{"response":"{SIGNATURE}"}}"#),
+        ),
         json(r#"{"response":"no-jwt"}"#),
         json(r#"{"response":{"x":1}}"#),
     ] {
@@ -245,7 +250,7 @@ fn a_refused_regenerate_revokes_nothing() {
     for (answer, said) in [
         (
             reply("patch-404-unknown"),
-            "404 (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)",
+            "404 (Not Found: Client with id [hidden] for tenant 1 was not found)",
         ),
         (
             reply("patch-404-malformed"),
@@ -282,7 +287,8 @@ fn a_refused_regenerate_revokes_nothing() {
             on("GET token", reply("token-200")),
             on("PATCH regenerate", answer),
         ]);
-        let refused = run(&mut rotate(&stand));
+        let mut command = rotate(&stand);
+        let refused = run(&mut command);
         let status = format!("[PATCH regenerate] Status: {}", &said[..3]);
         let error = format!(
             "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status {said}; the client's secret is as it was; check the address, CA, key and client id"
@@ -410,7 +416,7 @@ fn a_portal_that_is_not_there_is_4() {
     let stand = Stand::script(vec![]);
     let missed =
         run(rotate(&stand).args(["--timeout", "0.2", "--url", &format!("http://{closed}")]));
-    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused; the client's secret is as it was; run again later"]);
+    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused, and the wait of 1 s before the next attempt would pass the limit of 0.2 s; the client's secret is as it was; run again later"]);
     let missed = run(rotate(&stand).args(["--timeout", "0.2", "--url", "https://portal.invalid"]));
     assert_eq!(missed.status, Some(4), "{missed}");
     assert!(
@@ -555,67 +561,86 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
 }
 
 #[test]
-fn output_gets_the_secret_and_stdout_nothing() {
-    let folder = Folder::new();
-    let new = folder.path("new");
-    let old = folder.file(
-        "old",
-        "an older and much longer content than any secret has\n".repeat(3),
-    );
-    for file in [&new, &old] {
-        let stand = Stand::script(good_run());
-        run(rotate(&stand).arg("--output").arg(file)).is(0, "", &LOG);
-        assert_eq!(fs::read_to_string(file).unwrap(), line());
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        assert_eq!(
-            fs::metadata(&new).unwrap().permissions().mode() & 0o777,
-            0o600
+fn a_new_secret_in_an_error_is_not_shown() {
+    for (status, body, said) in [
+        (
+            "500",
+            format!("Response(clientId={CLIENT}, clientSecret={SECRET})"),
+            format!("Response(clientId={CLIENT}, clientSecret=[hidden])"),
+        ),
+        (
+            "500",
+            format!(
+                r#"{{"title":"E","detail":"not published: {{\"client_secret\":\"{SECRET}\"}}"}}"#
+            ),
+            r#"E: not published: {"client_secret":"[hidden]"}"#.to_owned(),
+        ),
+        (
+            "502",
+            format!("<html>secret: {SECRET}</html>"),
+            "<html>secret: [hidden]</html>".to_owned(),
+        ),
+    ] {
+        let stand = Stand::script(signed_in([on("PATCH regenerate", http(status, "", body))]));
+        let unknown = run(&mut rotate(&stand));
+        assert_eq!(unknown.status, Some(7), "{unknown}");
+        assert!(
+            unknown
+                .error()
+                .contains(&format!("with status {status} ({said}); ")),
+            "{unknown}"
         );
     }
 }
 
 #[test]
-fn a_run_without_a_secret_leaves_the_output_as_it_was() {
-    let folder = Folder::new();
-    let old = folder.file("old", "old content\n");
-    for file in [folder.path("new"), old.clone()] {
-        let stand = Stand::script(vec![on("GET token", reply("token-401"))]);
-        let refused = run(rotate(&stand).arg("--output").arg(file));
+fn half_a_key_in_half_a_reply_is_not_shown() {
+    let half = &KEY[..KEY.len() - 1];
+    let cut = format!("HTTP/1.1 401 \r\nContent-Length: 1000\r\n\r\nbad key {half}");
+    let long = http("401 ", "", format!("{}{KEY}", " ".repeat(64 * 1024 - 20)));
+    for answer in [cut.into_bytes(), long] {
+        let stand = Stand::script(vec![Step::Request(
+            "GET token",
+            vec![Act::Send(answer), Act::Close],
+        )]);
+        let refused = run(&mut rotate(&stand));
         assert_eq!(refused.status, Some(3), "{refused}");
+        assert!(!refused.stderr.contains(&KEY[..12]), "{refused}");
     }
-    assert_eq!(fs::read_to_string(&old).unwrap(), "old content\n");
-    assert_eq!(folder.names(), ["old"]);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
-fn a_secret_that_cannot_be_written_is_6_and_nothing_is_revoked() {
-    let steps = || {
-        vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", reply("patch-200")),
-        ]
-    };
-    let error = |to: &str| {
-        format!(
-            "docspace-rotate: the new secret could not be written to {to}: No space left on device; the client has \
-            a new secret that nobody holds; fix the output, then run again"
-        )
-    };
-    let stand = Stand::script(steps());
-    let lost = run(rotate(&stand).args(["--output", "/dev/full"]));
-    lost.is(6, "", &[LOG[0], LOG[1], LOG[2], &error("/dev/full")]);
+fn a_page_that_answers_the_revoke_is_no_success() {
+    for page in [
+        "<html>login</html>",
+        r#"{"error":{"message":"denied"},"statusCode":403}"#,
+    ] {
+        let stand = Stand::script(signed_in([on("DELETE revoke", http("200 OK", "", page))]));
+        let refused = run(rotate(&stand).args(["--only", "revoke"]));
+        let error = "docspace-rotate: 127.0.0.1 answered [DELETE revoke] with status 200 and a page that no portal sends; …";
+        refused.is(3, "", &[LOG[0], LOG[3], error]);
+        let mut script = good_run();
+        script[2] = on("DELETE revoke", http("200 OK", "", page));
+        let stand = Stand::script(script);
+        run(&mut rotate(&stand)).is(5, &line(), &[LOG[0], LOG[1], LOG[2], LOG[3], error]);
+    }
+}
 
-    let stand = Stand::script(steps());
-    let command = &mut rotate(&stand);
-    let full = fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/full")
-        .unwrap();
-    let child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    let lost = run::finished(command, child.wait_with_output().unwrap());
-    lost.is(6, "", &[LOG[0], LOG[1], LOG[2], &error("stdout")]);
+#[test]
+fn the_longest_key_and_signature_are_sent() {
+    let key = format!("sk-{}", "k".repeat(7997));
+    let signature = format!("a.b.{}", "c".repeat(7996));
+    let mut script = good_run();
+    script[0] = on(
+        "GET token",
+        json(format!(r#"{{"response":"{signature}"}}"#)),
+    );
+    let stand = Stand::script(script);
+    run(rotate(&stand).env("DOCSPACE_API_KEY", &key)).is(0, &line(), &LOG);
+    let last = stand.requests().pop().unwrap();
+    assert_eq!(
+        last.header("authorization"),
+        Some(format!("Bearer {key}").as_str())
+    );
+    assert_eq!(last.header("x-signature"), Some(signature.as_str()));
 }

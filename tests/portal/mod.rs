@@ -1,11 +1,13 @@
 //! A stand-in for a portal, on loopback: it says what a script has it say, byte by byte.
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses a part; a broken stand-in may panic.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -62,8 +64,12 @@ pub enum Act {
     Send(Vec<u8>),
     /// Sends these bytes one at a time, with a pause after each.
     Drip(Vec<u8>, Duration),
+    /// Waits so long.
+    Sleep(Duration),
     /// Waits until the test drops or uses the other end.
     Wait(Receiver<()>),
+    /// Resets the connection once it has sent so many bytes. For a connection that is accepted.
+    Cap(usize),
     /// Ends the connection.
     Close,
     /// Ends the connection with a reset (RST).
@@ -87,13 +93,20 @@ pub fn on(request: &'static str, reply: impl Into<Vec<u8>>) -> Step {
     Step::Request(request, vec![Act::Send(reply.into())])
 }
 
+/// A script that begins with the sign-in.
+pub fn signed_in(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    [on("GET token", reply("token-200"))]
+        .into_iter()
+        .chain(steps)
+        .collect()
+}
+
 /// What a portal answers to a whole run with an API key.
 pub fn good_run() -> Vec<Step> {
-    vec![
-        on("GET token", reply("token-200")),
+    signed_in([
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", reply("delete-200")),
-    ]
+    ])
 }
 
 /// A request as it came.
@@ -178,23 +191,32 @@ impl Stand {
         };
         tell(&steps);
         let wrong = left.clone();
-        let play = move |event: Event| match (event, steps.front()) {
-            (Event::Accepted, Some(Step::Accepted(_)))
-            | (Event::Secured, Some(Step::Secured(_)))
-            | (Event::Request(_), Some(Step::Request(..))) => {
-                let Some(Step::Accepted(acts) | Step::Secured(acts) | Step::Request(_, acts)) =
-                    steps.pop_front()
-                else {
-                    unreachable!()
-                };
-                tell(&steps);
-                acts
+        let play = move |event: Event| {
+            let fits = match (&event, steps.front()) {
+                (Event::Accepted, Some(Step::Accepted(_))) => true,
+                (Event::Secured, Some(Step::Secured(_))) => true,
+                (Event::Request(request), Some(Step::Request(name, _))) => request.name() == *name,
+                _ => false,
+            };
+            match (event, fits) {
+                (_, true) => {
+                    let step = steps.pop_front();
+                    tell(&steps);
+                    match step {
+                        Some(
+                            Step::Accepted(acts) | Step::Secured(acts) | Step::Request(_, acts),
+                        ) => acts,
+                        None => vec![],
+                    }
+                }
+                (Event::Request(request), false) => {
+                    let what = format!("{} is not in the script here", request.name());
+                    *wrong.lock().unwrap() = Some(what);
+                    steps.clear();
+                    vec![Act::Send(http("499 Not in the script", "", ""))]
+                }
+                _ => vec![],
             }
-            (Event::Request(request), _) => {
-                *wrong.lock().unwrap() = Some(format!("{} is not in the script", request.name()));
-                vec![Act::Send(http("599 Not in the script", "", ""))]
-            }
-            _ => vec![],
         };
         Stand::start(tls, left, play)
     }
@@ -251,6 +273,25 @@ impl Stand {
         self.requests.lock().unwrap().clone()
     }
 
+    /// Leaves the rest of the script unplayed.
+    pub fn need_no_more(&self) {
+        *self.left.lock().unwrap() = None;
+    }
+
+    /// Waits until so many requests have come.
+    pub fn wait_for(&self, requests: usize) {
+        for _ in 0..20_000 {
+            if self.requests().len() >= requests {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        panic!(
+            "of {requests} requests only these came: {:#?}",
+            self.requests()
+        );
+    }
+
     /// How many connections came so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
@@ -295,6 +336,37 @@ fn real_answer(request: &Request) -> Vec<u8> {
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
+/// A connection that may be cut after so many bytes.
+struct Wire {
+    tcp: TcpStream,
+    left: Rc<Cell<Option<usize>>>,
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tcp.read(buffer)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.get() else {
+            return self.tcp.write(bytes);
+        };
+        if left == 0 {
+            reset_on_close(&self.tcp)?;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        let sent = self.tcp.write(&bytes[..left.min(bytes.len())])?;
+        self.left.set(Some(left - sent));
+        Ok(sent)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Serves one connection to its end.
 fn serve(
     stream: TcpStream,
@@ -307,8 +379,15 @@ fn serve(
     stream.set_nodelay(true)?;
     // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
     stream.set_read_timeout(Some(Duration::from_millis(20)))?;
-    let tcp = stream.try_clone()?;
-    let mut stream: Box<dyn Stream> = Box::new(stream);
+    let tcp = stream;
+    let left = Rc::new(Cell::new(None));
+    let wire = || -> io::Result<Wire> {
+        Ok(Wire {
+            tcp: tcp.try_clone()?,
+            left: left.clone(),
+        })
+    };
+    let mut stream: Box<dyn Stream> = Box::new(wire()?);
     let perform = |stream: &mut dyn Stream, acts: Vec<Act>| -> io::Result<bool> {
         for act in acts {
             match act {
@@ -320,7 +399,17 @@ fn serve(
                         thread::sleep(pause);
                     }
                 }
-                Act::Wait(gate) => drop(gate.recv()),
+                Act::Sleep(time) => thread::sleep(time),
+                Act::Wait(gate) => {
+                    while gate.recv_timeout(Duration::from_millis(20))
+                        == Err(RecvTimeoutError::Timeout)
+                    {
+                        if stop.load(Ordering::SeqCst) {
+                            return Ok(false);
+                        }
+                    }
+                }
+                Act::Cap(bytes) => left.set(Some(bytes)),
                 Act::Close => return Ok(false),
                 Act::Reset => {
                     reset_on_close(&tcp)?;
@@ -337,14 +426,14 @@ fn serve(
     }
     if let Some(config) = tls {
         let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
-        let mut tcp = tcp.try_clone()?;
+        let mut wire = wire()?;
         while session.is_handshaking() {
-            match session.complete_io(&mut tcp) {
+            match session.complete_io(&mut wire) {
                 Err(error) if is_timeout(&error) && !stop.load(Ordering::SeqCst) => {}
                 done => drop(done?),
             }
         }
-        stream = Box::new(StreamOwned::new(session, tcp));
+        stream = Box::new(StreamOwned::new(session, wire));
         if !perform(&mut stream, play(Event::Secured))? {
             return Ok(());
         }
@@ -421,7 +510,6 @@ fn parse_request(text: &[u8], connection: usize) -> Option<(Request, usize)> {
 }
 
 /// Has the kernel send a RST when the socket is closed.
-#[cfg(unix)]
 fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let linger = libc::linger {
@@ -484,7 +572,8 @@ impl Certificates {
     }
 
     fn server_with(&self, params: CertificateParams) -> Arc<ServerConfig> {
-        let key = KeyPair::generate().unwrap();
+        // Its signatures are of one length, and so is every handshake.
+        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let certificate: CertificateDer = params.signed_by(&key, &self.authority).unwrap().into();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let config =

@@ -3,8 +3,9 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::portal::{BEARER, CLIENT, KEY, SECRET, SIGNATURE, Stand};
@@ -43,7 +44,16 @@ pub fn run(command: &mut Command) -> Run {
     finished(command, output)
 }
 
-/// The same for a process that the test started itself.
+/// Starts it, with its output in pipes.
+pub fn start(command: &mut Command) -> Child {
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// [`run`] for a process that the test started itself.
 pub fn finished(command: &Command, output: std::process::Output) -> Run {
     let run = Run {
         command: format!("{command:?}"),
@@ -108,6 +118,11 @@ impl fmt::Display for Run {
             "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
         )
     }
+}
+
+/// Says past the test runner, which swallows what a test prints, that something was not tested.
+pub fn skipped(what: &str, why: &str) {
+    let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
 }
 
 /// A folder for one test, removed with what is in it.

@@ -11,17 +11,14 @@ use portal::{CLIENT, KEY, Stand};
 fn main() {
     let stand = Stand::real(None);
     println!("A stand-in for a portal listens on {}.\n", stand.url());
-    show(&stand, KEY, &[CLIENT]);
-    show(
-        &stand,
-        KEY,
-        &["--json", "--only", "regenerate", "--quiet", CLIENT],
-    );
-    show(&stand, "sk-a-key-that-is-not-valid", &[CLIENT]);
+    show(&stand, KEY, &[CLIENT], 0);
+    let args = ["--json", "--only", "regenerate", "--quiet", CLIENT];
+    show(&stand, KEY, &args, 0);
+    show(&stand, "sk-a-key-that-is-not-valid", &[CLIENT], 3);
 }
 
 /// Runs the program's own code, as `main` does, with an environment made for it.
-fn show(stand: &Stand, key: &str, args: &[&str]) {
+fn show(stand: &Stand, key: &str, args: &[&str], wanted: u8) {
     println!(
         "$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}",
         stand.url()
@@ -45,4 +42,5 @@ fn show(stand: &Stand, key: &str, args: &[&str]) {
         |()| 0,
     );
     println!("$ echo $?\n{status}\n");
+    assert_eq!(status, wanted);
 }

@@ -1,0 +1,235 @@
+//! What the portal's replies hold. Pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::portal::Reply;
+use crate::secret::Secret;
+
+/// The secret in a reply to the PATCH, and the object that holds it as one line of JSON: what is in
+/// `response`, else the whole body.
+///
+/// # Errors
+///
+/// What the body is or holds instead.
+pub fn new_secret(body: &[u8]) -> Result<(Secret, Secret), &'static str> {
+    let body: &RawValue = serde_json::from_slice(body).map_err(|_| "no JSON")?;
+    let outer = object(body).ok_or("no client_secret")?;
+    let (json, inner) = match outer
+        .get("response")
+        .and_then(|inner| Some((*inner, object(inner)?)))
+    {
+        Some(inner) => inner,
+        None => (body, outer),
+    };
+    let secret = inner.get("client_secret").ok_or("no client_secret")?;
+    let secret: Option<String> = serde_json::from_str(secret.get()).ok();
+    let secret = secret.as_deref().and_then(Secret::client_secret);
+    let secret = secret.ok_or("a client_secret that is no usable secret")?;
+    Ok((secret, Secret::new(one_line(json.get()))))
+}
+
+/// The members of an object, as they are written: numbers keep their digits.
+fn object(json: &RawValue) -> Option<BTreeMap<String, &RawValue>> {
+    serde_json::from_str(json.get()).ok()
+}
+
+/// JSON on one line, as it was but for white space between its parts and for the characters that a
+/// terminal may obey. These stand in strings only, where their escapes mean the same (RFC 8259,
+/// section 7).
+fn one_line(json: &str) -> String {
+    let mut line = String::new();
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        match c {
+            ' ' | '\t' | '\r' | '\n' if !in_string => {}
+            ' '..='~' => line.push(c),
+            c => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    line += &format!("\\u{unit:04x}");
+                }
+            }
+        }
+        in_string ^= c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+    }
+    line
+}
+
+/// Whether a 2xx to the DELETE is a portal's: it says nothing, or nothing of an error. A page of
+/// HTML comes from something else that answers at this address.
+pub fn is_plain_success(body: &[u8]) -> bool {
+    if body.trim_ascii().is_empty() {
+        return true;
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => {
+            let status = object.get("statusCode").and_then(Value::as_u64);
+            !object.contains_key("error") && status.is_none_or(|status| status < 400)
+        }
+        _ => false,
+    }
+}
+
+/// The signature in a reply to the sign-in: `{"response": "<jwt>"}`.
+pub fn signature(reply: &Reply) -> Option<Secret> {
+    let body: Value = serde_json::from_slice(&reply.body).ok()?;
+    let signature = body.get("response")?.as_str()?;
+    Secret::signature(signature).filter(|_| reply.status == 200)
+}
+
+/// What an error reply says: `title` and `detail`, or `reason`; else the start of a body that is not
+/// JSON. No other part of an object: it might hold a secret.
+pub fn error_text(body: &[u8]) -> Option<String> {
+    if let Ok(Value::Object(problem)) = serde_json::from_slice(body) {
+        let said = ["title", "detail", "reason"]
+            .iter()
+            .filter_map(|name| problem.get(*name)?.as_str());
+        let said: Vec<&str> = said.collect();
+        return (!said.is_empty()).then(|| said.join(": "));
+    }
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    let harmless = !text.starts_with(['{', '[', '"']) && !text.contains("client_secret");
+    (harmless && !text.is_empty()).then(|| text.to_owned())
+}
+
+/// A redirect's scheme, host and path: the rest may hold what is not for a log, and so may a path
+/// with escapes.
+pub fn target(location: &str) -> String {
+    let address = location
+        .split(['?', '#', '%', '\\'])
+        .next()
+        .unwrap_or_default();
+    match address.split_once("//") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}//{host}{path}")
+        }
+        None if address.starts_with('/') => address.to_owned(),
+        None => "another address".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_replies() {
+        let read = |body: &str| {
+            let (secret, object) = new_secret(body.as_bytes())?;
+            Ok((secret.expose().to_owned(), object.expose().to_owned()))
+        };
+        let found = |secret: &str, object: &str| Ok((secret.to_owned(), object.to_owned()));
+        assert_eq!(
+            read(r#"{"client_secret": "s"}"#),
+            found("s", r#"{"client_secret":"s"}"#)
+        );
+        assert_eq!(
+            read(r#"{"response": {"client_secret": "s"}, "count": 1}"#),
+            found("s", r#"{"client_secret":"s"}"#)
+        );
+        assert_eq!(
+            read(r#"{"response": "x", "client_secret": "s"}"#).map(|(secret, _)| secret),
+            Ok("s".to_owned())
+        );
+        let kept = r#"{"z":1.10,"a":12345678901234567890123,"b":1e400,"c":"\ud800 \" \\","client_secret":"s"}"#;
+        assert_eq!(read(kept), found("s", kept));
+        assert_eq!(
+            read("{\r\n\t\"a b\" : \"\u{9b}é\u{1f600} \" ,\n\"client_secret\":\"s\" }"),
+            found(
+                "s",
+                r#"{"a b":"\u009b\u00e9\ud83d\ude00 ","client_secret":"s"}"#
+            )
+        );
+        let nested = "[".repeat(60_000);
+        for (body, why) in [
+            ("", "no JSON"),
+            ("{\"client_secret\":\"s\"} x", "no JSON"),
+            (nested.as_str(), "no JSON"),
+            ("[]", "no client_secret"),
+            ("\"client_secret\"", "no client_secret"),
+            (
+                r#"{"response":{"x":1},"client_secret":"s"}"#,
+                "no client_secret",
+            ),
+            (
+                r#"{"client_secret":null}"#,
+                "a client_secret that is no usable secret",
+            ),
+            (
+                r#"{"client_secret":["s"]}"#,
+                "a client_secret that is no usable secret",
+            ),
+            (
+                r#"{"client_secret":"\u001b[2J"}"#,
+                "a client_secret that is no usable secret",
+            ),
+        ] {
+            assert_eq!(read(body), Err(why));
+        }
+    }
+
+    #[test]
+    fn successes_of_a_revoke() {
+        for (body, plain) in [
+            ("", true),
+            (" \r\n", true),
+            ("{}", true),
+            (r#"{"status":0,"statusCode":200}"#, true),
+            (r#"{"error":{"message":"denied"},"statusCode":403}"#, false),
+            (r#"{"statusCode":403}"#, false),
+            ("<html>login</html>", false),
+            ("null", false),
+        ] {
+            assert_eq!(is_plain_success(body.as_bytes()), plain, "{body}");
+        }
+    }
+
+    #[test]
+    fn error_texts() {
+        for (body, text) in [
+            (
+                r#"{"title":"Not Found","detail":"no such client","status":404}"#,
+                Some("Not Found: no such client"),
+            ),
+            (r#"{"reason":"because"}"#, Some("because")),
+            (r#"{"title":7,"errors":[]}"#, None),
+            (r#"{"client_secret":"hush","x":1}"#, None),
+            (r#"{"client_secret":"hush"#, None),
+            (r#"x = {"client_secret":"hush"}"#, None),
+            ("<h1>Bad Gateway</h1>\n", Some("<h1>Bad Gateway</h1>")),
+            (" \r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(error_text(body.as_bytes()).as_deref(), text, "{body}");
+        }
+        assert_eq!(error_text(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
+    }
+
+    #[test]
+    fn redirect_targets() {
+        for (location, shown) in [
+            (
+                "https://new.example/api?key=hush#x",
+                "https://new.example/api",
+            ),
+            ("https://user:hush@new.example", "https://new.example"),
+            ("//new.example/x", "//new.example/x"),
+            ("/login?hush", "/login"),
+            (
+                "https://new.example/Bearer%20hush",
+                "https://new.example/Bearer",
+            ),
+            ("https:\\\\user:hush@new.example/x", "another address"),
+            ("https:/user:hush@new.example/x", "another address"),
+            ("", "another address"),
+        ] {
+            assert_eq!(target(location), shown);
+        }
+    }
+}

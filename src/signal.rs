@@ -1,0 +1,79 @@
+//! What SIGINT and SIGTERM do: say which step was under way, and end the run.
+//!
+//! As process 1 of a container the program gets neither unless it has a handler. The handler calls
+//! nothing that is not async-signal-safe (signal-safety(7)): write, stat, unlink, _exit.
+
+use std::ffi::{CString, c_char, c_int};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::error::{Error, State};
+
+/// What the line says after the signal's name.
+static NOTE: AtomicPtr<String> = AtomicPtr::new(ptr::null_mut());
+
+/// The name of a file that goes if the run ends now.
+static UNFILLED: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
+
+/// Notes what is under way, and the state in which the client is left if the run ends now.
+pub fn note(what: &str, state: State) {
+    let note = Error::new(state, what).to_string();
+    // Never freed, as a signal may come at any time: a run has a handful.
+    NOTE.store(Box::leak(Box::new(note)), Ordering::SeqCst);
+}
+
+/// Has a signal remove this file, or none.
+pub fn unfilled(file: Option<&Path>) {
+    let name = file.and_then(|file| CString::new(file.as_os_str().as_bytes()).ok());
+    // Never freed, likewise.
+    UNFILLED.store(
+        name.map_or(ptr::null_mut(), CString::into_raw),
+        Ordering::SeqCst,
+    );
+}
+
+/// Sets the handler. A signal that the caller has ignored stays ignored.
+pub fn handle() {
+    note("before anything was sent", State::Unreached);
+    // SAFETY: SIG_IGN is a handler that signal(2) knows. A file that may not grow is then an error
+    // of the write, and not the end of the run.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let handler: extern "C" fn(c_int) = end;
+        // SAFETY: `end` is async-signal-safe, and has the form that signal(2) wants.
+        unsafe {
+            if libc::signal(signal, handler as libc::sighandler_t) == libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_IGN);
+            }
+        }
+    }
+}
+
+extern "C" fn end(signal: c_int) {
+    let name = if signal == libc::SIGINT {
+        "SIGINT "
+    } else {
+        "SIGTERM "
+    };
+    // SAFETY: what the pointers point to is never freed, and the calls are async-signal-safe.
+    unsafe {
+        let note = NOTE.load(Ordering::SeqCst).as_ref().map_or("", |note| note);
+        for text in ["docspace-rotate: ended by ", name, note, "\n"] {
+            // Where stderr is gone, nothing is left to be done about it.
+            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        }
+        let file = UNFILLED.load(Ordering::SeqCst);
+        let mut status = MaybeUninit::<libc::stat>::zeroed();
+        // Another run may have put its secret there.
+        if !file.is_null()
+            && libc::stat(file, status.as_mut_ptr()) == 0
+            && status.assume_init().st_size == 0
+        {
+            libc::unlink(file);
+        }
+        libc::_exit(128 + signal);
+    }
+}

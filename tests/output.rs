@@ -1,0 +1,440 @@
+//! Where the secret goes: files, FIFOs, devices and pipes, and what is left when they fail.
+#![allow(clippy::unwrap_used)]
+
+mod portal;
+#[path = "portal/run.rs"]
+mod run;
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply};
+use run::{Folder, finished, rotate, run, start};
+
+fn line() -> String {
+    format!("{SECRET}\n")
+}
+
+fn regenerate_alone() -> Stand {
+    Stand::script(vec![
+        on("GET token", reply("token-200")),
+        on("PATCH regenerate", reply("patch-200")),
+    ])
+}
+
+fn to(stand: &Stand, file: &Path) -> Command {
+    let mut command = rotate(stand);
+    command.arg("-q").arg("--output").arg(file);
+    command
+}
+
+#[test]
+fn a_file_gets_the_secret_and_stdout_nothing() {
+    let folder = Folder::new();
+    let new = folder.path("new");
+    let longer = folder.file("longer", "older and longer than any secret\n".repeat(3));
+    let empty = folder.file("empty", "");
+    for file in [&new, &longer, &empty] {
+        let stand = Stand::script(good_run());
+        run(&mut to(&stand, file)).is(0, "", &[]);
+        assert_eq!(fs::read_to_string(file).unwrap(), line());
+    }
+    assert_eq!(
+        fs::metadata(&new).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn a_file_is_written_in_place() {
+    let folder = Folder::new();
+    let file = folder.file("file", "old\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let before = fs::metadata(&file).unwrap();
+    let link = folder.path("link");
+    symlink(&file, &link).unwrap();
+    let stand = Stand::script(good_run());
+    run(&mut to(&stand, &link)).is(0, "", &[]);
+    let after = fs::metadata(&file).unwrap();
+    assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(&file).unwrap(), line());
+}
+
+#[test]
+fn without_a_secret_a_new_file_goes_and_an_old_one_stays_as_it_was() {
+    let folder = Folder::new();
+    let old = folder.file("old", "old content\n");
+    let scripts: [fn() -> Vec<Step>; 4] = [
+        || vec![on("GET token", reply("token-401"))],
+        || {
+            vec![
+                on("GET token", reply("token-200")),
+                on("PATCH regenerate", reply("patch-404-unknown")),
+            ]
+        },
+        || {
+            vec![
+                on("GET token", reply("token-200")),
+                on("PATCH regenerate", reply("patch-500")),
+            ]
+        },
+        || {
+            vec![
+                on("GET token", reply("token-200")),
+                on("PATCH regenerate", http("200 ", "", "{}")),
+            ]
+        },
+    ];
+    for script in scripts {
+        for file in [&folder.path("new"), &old] {
+            let stand = Stand::script(script());
+            let failed = run(&mut to(&stand, file));
+            assert!(matches!(failed.status, Some(3 | 7)), "{failed}");
+        }
+        assert_eq!(folder.names(), ["old"]);
+        assert_eq!(fs::read_to_string(&old).unwrap(), "old content\n");
+    }
+}
+
+#[test]
+fn a_bad_output_is_2_and_nothing_is_sent() {
+    let folder = Folder::new();
+    let read_only = folder.path("missing/file");
+    let dangling = folder.path("dangling");
+    symlink(folder.path("nowhere/file"), &dangling).unwrap();
+    for (file, why) in [
+        (folder.as_ref(), "Is a directory"),
+        (&read_only, "No such file or directory"),
+        (&dangling, "it is a link to nothing"),
+        (Path::new("/proc/version"), "Permission denied"),
+    ] {
+        // Root may open anything that a file system lets be opened.
+        if why == "Permission denied" && OpenOptions::new().write(true).open(file).is_ok() {
+            run::skipped("a file without permission", "this user may open it");
+            continue;
+        }
+        let stand = Stand::script(vec![]);
+        let refused = run(&mut to(&stand, file));
+        let error = format!(
+            "docspace-rotate: --output: can't write to {}: {why}; nothing was sent. Try --help",
+            file.display()
+        );
+        refused.is(2, "", &[&error]);
+        assert_eq!(stand.connections(), 0);
+    }
+}
+
+#[test]
+fn a_full_disk_is_6_and_nothing_is_revoked() {
+    let error = |to: &str| {
+        format!(
+            "docspace-rotate: the new secret could not be written to {to}: No space left on device; \
+            the client has a new secret that nobody holds; fix the output, then run again"
+        )
+    };
+    let stand = regenerate_alone();
+    run(&mut to(&stand, Path::new("/dev/full"))).is(6, "", &[&error("/dev/full")]);
+
+    let stand = regenerate_alone();
+    let mut command = rotate(&stand);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let child = command
+        .arg("-q")
+        .stdout(full)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    finished(&command, child.wait_with_output().unwrap()).is(6, "", &[&error("stdout")]);
+}
+
+#[test]
+fn a_closed_pipe_is_6_and_nothing_is_revoked() {
+    let stand = regenerate_alone();
+    let mut command = rotate(&stand);
+    let mut child = start(command.arg("-q"));
+    drop(child.stdout.take());
+    finished(&command, child.wait_with_output().unwrap()).is(
+        6,
+        "",
+        &[
+            "docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
+            the client has a new secret that nobody holds; fix the output, then run again",
+        ],
+    );
+}
+
+#[test]
+fn a_closed_stderr_changes_nothing() {
+    let stand = Stand::script(good_run());
+    let mut command = rotate(&stand);
+    let mut child = start(&mut command);
+    drop(child.stderr.take());
+    finished(&command, child.wait_with_output().unwrap()).is(0, &line(), &[]);
+}
+
+#[test]
+fn dev_stdout_is_an_output() {
+    let stand = Stand::script(good_run());
+    run(&mut to(&stand, Path::new("/dev/stdout"))).is(0, &line(), &[]);
+}
+
+fn fifo(folder: &Folder) -> std::path::PathBuf {
+    let path = folder.path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    path
+}
+
+#[test]
+fn a_fifo_is_an_output_and_waits_for_its_reader() {
+    let folder = Folder::new();
+    let fifo = fifo(&folder);
+    let stand = Stand::script(good_run());
+    let mut command = to(&stand, &fifo);
+    let child = start(&mut command);
+    thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(
+        stand.connections(),
+        0,
+        "nothing may be sent before the output is open"
+    );
+    let mut text = String::new();
+    fs::File::open(&fifo)
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+    assert_eq!(text, line());
+    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn a_fifo_that_nobody_reads_is_2_when_the_time_is_up() {
+    let folder = Folder::new();
+    let fifo = fifo(&folder);
+    let stand = Stand::script(vec![]);
+    let refused = run(to(&stand, &fifo).args(["--timeout", "0.2"]));
+    let error = format!(
+        "docspace-rotate: --output: can't write to {}: nobody reads this FIFO; nothing was sent. Try --help",
+        fifo.display()
+    );
+    refused.is(2, "", &[&error]);
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn the_secret_is_out_before_the_revoke_is_answered() {
+    let hang = || {
+        let (answer, gate) = channel();
+        let mut script = good_run();
+        script[2] = Step::Request(
+            "DELETE revoke",
+            vec![Act::Wait(gate), Act::Send(reply("delete-200"))],
+        );
+        (answer, Stand::script(script))
+    };
+    let (answer, stand) = hang();
+    let mut command = rotate(&stand);
+    let mut child = start(command.arg("-q"));
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    stdout.read_line(&mut text).unwrap();
+    assert_eq!(text, line());
+    stand.wait_for(3);
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "the run ended before the revoke was answered"
+    );
+    drop(answer);
+    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let (answer, stand) = hang();
+    let mut command = to(&stand, &file);
+    let child = start(&mut command);
+    stand.wait_for(3);
+    assert_eq!(fs::read_to_string(&file).unwrap(), line());
+    drop(answer);
+    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+}
+
+/// Runs the program in a shell, which sets its stdout up.
+fn in_shell(stand: &Stand, words: &str) -> Command {
+    let plain = rotate(stand);
+    let mut command = Command::new("/bin/sh");
+    let script = format!(
+        "exec {} -q {} {words}",
+        env!("CARGO_BIN_EXE_docspace-rotate"),
+        portal::CLIENT
+    );
+    command.env_clear().args(["-c", &script]);
+    command.envs(
+        plain
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    command
+}
+
+const CLOSED: &str = "docspace-rotate: stdout is closed, so the secret would be lost: give --output; nothing was sent. Try --help";
+
+/// Rust replaces a closed stdout with /dev/null, and takes an error of one that can't be written
+/// for a success.
+#[test]
+fn a_stdout_that_takes_nothing_is_2_and_nothing_is_sent() {
+    for words in [
+        ">&-",
+        "1< /dev/null",
+        "1< /etc/passwd",
+        "-o /dev/stdout >&-",
+        "-o /dev/fd/1 >&-",
+        "1<> /dev/null",
+    ] {
+        let stand = Stand::script(vec![]);
+        run(&mut in_shell(&stand, words)).is(2, "", &[CLOSED]);
+        assert_eq!(stand.connections(), 0);
+    }
+}
+
+#[test]
+fn dev_null_opened_for_writing_is_an_output_like_any_other() {
+    for words in ["> /dev/null", "-o /dev/null"] {
+        let stand = Stand::script(good_run());
+        run(&mut in_shell(&stand, words)).is(0, "", &[]);
+    }
+}
+
+#[test]
+fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
+    let folder = Folder::new();
+    let log = folder.file("log", "before\n");
+    for redirection in [">>", "1<>"] {
+        fs::write(&log, "before\n").unwrap();
+        let stand = Stand::script(good_run());
+        run(&mut in_shell(
+            &stand,
+            &format!("-o /dev/stdout {redirection} {}", log.display()),
+        ))
+        .is(0, "", &[]);
+        let text = fs::read_to_string(&log).unwrap();
+        let wanted = if redirection == ">>" {
+            format!("before\n{}", line())
+        } else {
+            line()
+        };
+        assert_eq!(text, wanted);
+    }
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_6_and_goes() {
+    let folder = Folder::new();
+    let stand = regenerate_alone();
+    let mut command = in_shell(&stand, &format!("-o {}/new", folder.as_ref().display()));
+    let script = command
+        .get_args()
+        .nth(1)
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .replace("exec", "ulimit -f 0; exec");
+    let mut limited = Command::new("/bin/sh");
+    limited.env_clear().args(["-c", &script]);
+    limited.envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    command = limited;
+    let lost = run(&mut command);
+    assert_eq!(lost.status, Some(6), "{lost}");
+    assert!(lost.error().contains("/new: File too large; "), "{lost}");
+    assert!(folder.names().is_empty());
+}
+
+#[test]
+fn the_key_is_not_overwritten() {
+    let folder = Folder::new();
+    let key = folder.file("key", portal::KEY);
+    let stand = Stand::script(vec![]);
+    let mut command = to(
+        &stand,
+        &folder
+            .path("../")
+            .join(folder.as_ref().file_name().unwrap())
+            .join("key"),
+    );
+    command
+        .env_remove("DOCSPACE_API_KEY")
+        .env("DOCSPACE_API_KEY_FILE", &key);
+    run(&mut command).is(
+        2,
+        "",
+        &["docspace-rotate: --output is the file that holds the key; nothing was sent. Try --help"],
+    );
+    assert_eq!(fs::read_to_string(&key).unwrap(), portal::KEY);
+}
+
+/// Two runs at once, which the portal lets one of through.
+#[test]
+fn a_losing_run_takes_nothing_from_the_winning_one() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let (answer, gate) = channel();
+    let refused = Act::Send(reply("patch-400-concurrent"));
+    let loser = Stand::script(vec![
+        on("GET token", reply("token-200")),
+        Step::Request("PATCH regenerate", vec![Act::Wait(gate), refused]),
+    ]);
+    let mut losing = to(&loser, &file);
+    let child = start(&mut losing);
+    loser.wait_for(2);
+    let winner = Stand::script(good_run());
+    run(&mut to(&winner, &file)).is(0, "", &[]);
+    drop(answer);
+    let lost = finished(&losing, child.wait_with_output().unwrap());
+    assert_eq!(lost.status, Some(3), "{lost}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), line());
+}
+
+#[test]
+fn a_file_that_is_gone_when_it_is_written_is_6() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    for replace in [false, true] {
+        let (answer, gate) = channel();
+        let secret = Act::Send(reply("patch-200"));
+        let stand = Stand::script(vec![
+            on("GET token", reply("token-200")),
+            Step::Request("PATCH regenerate", vec![Act::Wait(gate), secret]),
+        ]);
+        let mut command = to(&stand, &file);
+        let child = start(&mut command);
+        stand.wait_for(2);
+        fs::remove_file(&file).unwrap();
+        if replace {
+            fs::write(&file, "somebody else's\n").unwrap();
+        }
+        drop(answer);
+        let lost = finished(&command, child.wait_with_output().unwrap());
+        assert_eq!(lost.status, Some(6), "{lost}");
+        assert!(
+            lost.error()
+                .contains("/file: the file was removed or replaced meanwhile; "),
+            "{lost}"
+        );
+        assert_eq!(file.exists(), replace);
+    }
+}

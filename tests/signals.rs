@@ -1,0 +1,193 @@
+//! SIGINT and SIGTERM at every step: the status, the one line, and what is left behind.
+#![allow(clippy::unwrap_used)]
+
+mod portal;
+#[path = "portal/run.rs"]
+mod run;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::mpsc::channel;
+
+use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply};
+use run::{Folder, finished, rotate, start};
+
+fn send(child: &Child, signal: i32) {
+    // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+/// Sends the signal when so many requests have come, and takes the answer to the last of them away.
+fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
+    let (_answer, gate) = channel();
+    let mut script = good_run();
+    if args.contains(&"revoke") {
+        script.remove(1);
+    }
+    script.truncate(request);
+    if let Some(Step::Request(_, acts)) = script.last_mut() {
+        acts.insert(0, Act::Wait(gate));
+    }
+    let stand = Stand::script(script);
+    let mut command = rotate(&stand);
+    let child = start(command.arg("-q").args(args));
+    stand.wait_for(request);
+    send(&child, signal);
+    let done = finished(&command, child.wait_with_output().unwrap());
+    drop(_answer);
+    done
+}
+
+#[test]
+fn each_step_is_named_with_the_state_that_it_leaves() {
+    let unchanged = "the client's secret is as it was; run again later";
+    for (request, args, what, stdout) in [
+        (1, &[][..], format!("during [GET token]; {unchanged}"), String::new()),
+        (
+            2,
+            &[],
+            "during [PATCH regenerate]; the client may or may not have a new secret; take the old one for dead and run again in some minutes".to_owned(),
+            String::new(),
+        ),
+        (
+            3,
+            &[],
+            "during [DELETE revoke]; the new secret is handed over, but the consent may still stand; run again with --only revoke".to_owned(),
+            format!("{SECRET}\n"),
+        ),
+        (2, &["--only", "revoke"], format!("during [DELETE revoke]; {unchanged}"), String::new()),
+    ] {
+        for (signal, name, status) in [(libc::SIGINT, "SIGINT", 130), (libc::SIGTERM, "SIGTERM", 143)] {
+            let done = end_at(request, signal, args);
+            done.is(status, &stdout, &[&format!("docspace-rotate: ended by {name} {what}")]);
+        }
+    }
+}
+
+#[test]
+fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
+    let stand = Stand::script(vec![
+        on("GET token", reply("token-200")),
+        on("PATCH regenerate", http("429 ", "Retry-After: 60", "")),
+    ]);
+    let mut command = rotate(&stand);
+    let mut child = start(&mut command);
+    let mut log = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    while !log.contains("trying again in 60 s\n") {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut stderr, &mut byte).unwrap();
+        log.push(byte[0].into());
+    }
+    child.stderr = Some(stderr);
+    send(&child, libc::SIGTERM);
+    let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate]; the client's secret is as it was; run again later";
+    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+}
+
+#[test]
+fn a_new_file_goes_and_one_with_the_secret_stays() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let name = file.to_str().unwrap();
+    let done = end_at(2, libc::SIGTERM, &["--output", name]);
+    assert_eq!(done.status, Some(143), "{done}");
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+    let done = end_at(3, libc::SIGTERM, &["--output", name]);
+    assert_eq!(done.status, Some(143), "{done}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{SECRET}\n"));
+    // What was there before the run is never removed.
+    fs::write(&file, "old\n").unwrap();
+    let done = end_at(2, libc::SIGTERM, &["--output", name]);
+    assert_eq!(done.status, Some(143), "{done}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "old\n");
+}
+
+#[test]
+fn a_signal_that_the_caller_ignores_stays_ignored() {
+    let (answer, gate) = channel();
+    let mut script = good_run();
+    script[1] = Step::Request(
+        "PATCH regenerate",
+        vec![Act::Wait(gate), Act::Send(reply("patch-200"))],
+    );
+    let stand = Stand::script(script);
+    let mut command = rotate(&stand);
+    // SAFETY: signal(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let child = start(command.arg("-q"));
+    stand.wait_for(2);
+    send(&child, libc::SIGINT);
+    drop(answer);
+    finished(&command, child.wait_with_output().unwrap()).is(0, &format!("{SECRET}\n"), &[]);
+}
+
+/// In a namespace of its own the program is process 1, which gets no signal without a handler.
+#[test]
+fn as_process_1_it_ends_all_the_same() {
+    let namespace = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ];
+    if !Command::new("unshare")
+        .args(namespace)
+        .arg("true")
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        run::skipped(
+            "as_process_1_it_ends_all_the_same",
+            "no namespaces here (unshare --user --pid)",
+        );
+        return;
+    }
+    let (_answer, gate) = channel();
+    let mut script = good_run();
+    script.truncate(2);
+    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate)]);
+    let stand = Stand::script(script);
+    let plain = rotate(&stand);
+    let mut command = Command::new("unshare");
+    command
+        .args(namespace)
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    let child = start(command.arg("-q"));
+    stand.wait_for(2);
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let inner: i32 = fs::read_to_string(children)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
+    assert!(
+        status
+            .lines()
+            .any(|l| l.starts_with("NSpid:") && l.ends_with("\t1")),
+        "{status}"
+    );
+    // SAFETY: a plain system call, to the one child of the child.
+    assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
+    let done = finished(&command, child.wait_with_output().unwrap());
+    assert_eq!(done.status, Some(143), "{done}");
+    assert!(
+        done.error()
+            .starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate]; "),
+        "{done}"
+    );
+}
