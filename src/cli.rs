@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lexopt::prelude::*;
 
@@ -96,16 +96,16 @@ pub enum Key {
 }
 
 impl Key {
-    /// The key itself.
+    /// The key itself. A file that is a FIFO is waited for until the deadline.
     ///
     /// # Errors
     ///
     /// A file that gives none. Its name is not shown, as it is the key where somebody took one
     /// variable for the other.
-    pub fn read(&self) -> Result<Secret, Error> {
+    pub fn read(&self, deadline: Instant) -> Result<Secret, Error> {
         match self {
             Key::Given(key) => Ok(Secret::new(key.expose())),
-            Key::InFile(path) => Secret::key_file(path).map_err(|why| {
+            Key::InFile(path) => Secret::key_file(path, deadline).map_err(|why| {
                 Error::usage(format!(
                     "DOCSPACE_API_KEY_FILE: the file that it names {why}"
                 ))

@@ -44,7 +44,7 @@ impl State {
                 "the new secret is handed over, but the consent may still stand; run again with --only revoke"
             }
             State::SecretLost => {
-                "the client has a new secret that nobody holds; fix the output, then run again"
+                "the client has a new secret that may not have been handed over; fix the output, then run again"
             }
             State::Unknown => {
                 "the client may or may not have a new secret; take the old one for dead and run again in some minutes"

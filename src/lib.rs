@@ -3,6 +3,7 @@
 pub mod address;
 pub mod cli;
 pub mod error;
+pub mod io;
 pub mod output;
 pub mod portal;
 pub mod reply;

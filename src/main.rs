@@ -6,14 +6,17 @@ use std::process::ExitCode;
 
 use docspace_rotate::cli::{self, Command, HELP};
 use docspace_rotate::error::{Error, io_words};
+use docspace_rotate::io::say;
 use docspace_rotate::rotate;
+use docspace_rotate::secret::hide;
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // A closed stderr must not change the status.
-            let _ = writeln!(io::stderr(), "docspace-rotate: {error}");
+            // The key may have been taken for a file's name or a proxy's.
+            let key = env::var("DOCSPACE_API_KEY").unwrap_or_default();
+            say(&hide(&format!("docspace-rotate: {error}"), &key));
             ExitCode::from(error.state.status())
         }
     }

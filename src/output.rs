@@ -1,7 +1,7 @@
 //! Where the secret goes.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, State, io_words};
+use crate::io::write_all;
 use crate::secret::Secret;
 use crate::signal;
 
@@ -70,16 +71,19 @@ impl Output {
         }
     }
 
-    /// Writes one line and sees it out of this process. A file is written over in place and cut to
-    /// length, so a bind mount, a FIFO and a device do as well.
+    /// Writes one line and sees it out of this process, waiting until the deadline for a full pipe.
+    /// A file is written over in place and cut to length, so a bind mount, a FIFO and a device do as well.
     ///
     /// # Errors
     ///
     /// [`State::SecretLost`], naming the output.
-    pub fn hand_over(&mut self, line: &Secret) -> Result<(), Error> {
+    pub fn hand_over(&mut self, line: &Secret, deadline: Instant) -> Result<(), Error> {
         let line = Secret::new(format!("{}\n", line.expose()));
-        signal::unfilled(None);
-        let written = self.write(line.expose().as_bytes());
+        let written = self.write(line.expose().as_bytes(), deadline);
+        if written.is_err() && self.unfilled {
+            // No half of a secret stays behind: empty, the file goes.
+            let _ = self.file.set_len(0);
+        }
         self.unfilled &= written.is_err();
         written.map_err(|error| {
             let to = self.path.as_deref().map_or("stdout".to_owned(), shown);
@@ -91,8 +95,14 @@ impl Output {
         })
     }
 
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        self.file.write_all(text)?;
+    /// Whether the path leads to this output.
+    pub fn is_at(&self, path: &Path) -> bool {
+        is_at(&self.file, path)
+    }
+
+    fn write(&mut self, text: &[u8], deadline: Instant) -> io::Result<()> {
+        // A signal removes an empty file only.
+        write_all(&self.file, text, deadline)?;
         let Some(path) = &self.path else {
             return Ok(());
         };
@@ -189,7 +199,7 @@ fn is_stdout(path: &Path) -> bool {
     stdout.is_ok_and(|stdout| is_at(&stdout, path))
 }
 
-/// Whether the path leads to the open file.
+/// Whether the path leads to this open file.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(there)) => identity(&open) == identity(&there),

@@ -1,6 +1,5 @@
 //! The portal: one connection, and what goes over it. Nothing else in the program names ureq.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +19,8 @@ use ureq::{Agent, SendBody, Timeout};
 use crate::address::{Protocol, Proxy, Url};
 use crate::cli::Options;
 use crate::error::{Error, io_words};
-use crate::secret::{Secret, shown};
+use crate::io::read_file;
+use crate::secret::{Secret, hide, hide_words, shown};
 
 /// The longest body that is read, in bytes. A portal's answer has some hundred.
 const LONGEST_BODY: u64 = 64 * 1024;
@@ -29,7 +29,7 @@ const LONGEST_BODY: u64 = 64 * 1024;
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// The longest CA file that is read, in bytes. The usual bundle of all public CAs has 0.2 MiB.
-const LONGEST_CA_FILE: u64 = 16 * 1024 * 1024;
+const LONGEST_CA_FILE: u64 = 4 * 1024 * 1024;
 
 /// A portal and the key to it.
 pub struct Portal {
@@ -90,11 +90,15 @@ impl Portal {
     /// # Errors
     ///
     /// A CA file or a proxy that is not usable, named.
-    pub fn new(options: &Options, key: Secret) -> Result<Portal, Error> {
-        let proxy = options.proxy.as_ref().map(proxy).transpose()?;
+    pub fn new(options: &Options, key: Secret, deadline: Instant) -> Result<Portal, Error> {
+        let proxy = options
+            .proxy
+            .as_ref()
+            .map(|to| proxy(to, &options.url))
+            .transpose()?;
         let roots = match &options.cacert {
             None => RootCerts::WebPki,
-            Some((file, named)) => roots(file).map_err(|why| {
+            Some((file, named)) => roots(file, deadline).map_err(|why| {
                 let file = file.display().to_string();
                 Error::usage(format!("{named}: {} {why}", file.escape_debug()))
             })?,
@@ -167,11 +171,27 @@ impl Portal {
         self.secret = Some(secret);
     }
 
-    /// Text from the portal, fit for a log: see [`shown`].
+    /// Text about the portal, fit for a log: see [`shown`].
     pub fn shown(&self, text: &str) -> String {
+        shown(text, &self.secrets())
+    }
+
+    /// Text from the portal, in which any word may be a secret: see [`hide_words`].
+    pub fn quoted(&self, text: &str) -> String {
+        let secrets = self.secrets();
+        let text = secrets
+            .iter()
+            .fold(text.to_owned(), |text, secret| hide(&text, secret.expose()));
+        shown(&hide_words(&text, &secrets, &self.client), &[])
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
         let signature = self.signature.as_ref().map(|(signature, _)| signature);
-        let secrets = [&self.key].into_iter().chain(signature).chain(&self.secret);
-        shown(text, secrets, &self.client)
+        [&self.key]
+            .into_iter()
+            .chain(signature)
+            .chain(&self.secret)
+            .collect()
     }
 
     /// Sends one request and reads the answer, all within `limit`.
@@ -270,10 +290,8 @@ fn header(text: &str) -> HeaderValue {
 }
 
 /// The only CA certificates to trust.
-fn roots(file: &Path) -> Result<RootCerts, String> {
-    let mut pem = Vec::new();
-    File::open(file)
-        .and_then(|file| file.take(LONGEST_CA_FILE).read_to_end(&mut pem))
+fn roots(file: &Path, deadline: Instant) -> Result<RootCerts, String> {
+    let pem = read_file(file, LONGEST_CA_FILE, deadline)
         .map_err(|error| format!("can't be read: {}", io_words(&error)))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&pem) {
@@ -291,7 +309,8 @@ fn roots(file: &Path) -> Result<RootCerts, String> {
     }
 }
 
-fn proxy(proxy: &Proxy) -> Result<ureq::Proxy, Error> {
+/// The proxy as ureq wants it, where it can be used for this address.
+fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
     let scheme = match proxy.protocol {
         Protocol::Http => "http",
         Protocol::Https => "https",
@@ -299,22 +318,31 @@ fn proxy(proxy: &Proxy) -> Result<ureq::Proxy, Error> {
         Protocol::Socks4 => "socks4a",
         Protocol::Socks5 => "socks5h",
     };
+    let unusable = |why: &str| Error::usage(format!("{}: no usable proxy: {why}", proxy.variable));
     let credentials = proxy
         .credentials
         .as_ref()
         .map(|text| format!("{}@", text.expose()));
     let url = format!("{scheme}://{}{proxy}", credentials.unwrap_or_default());
-    let usable = ureq::Proxy::new(&url).ok().filter(|made| {
-        let short = |text: Option<&str>| text.is_none_or(|text| text.len() <= 255);
-        // RFC 1929 has one byte for the length.
-        proxy.protocol != Protocol::Socks5 || (short(made.username()) && short(made.password()))
-    });
-    usable.ok_or_else(|| {
-        let variable = proxy.variable;
-        Error::usage(format!(
-            "{variable}: no usable proxy: bad user or password (write special characters as %XX)"
-        ))
-    })
+    let made = ureq::Proxy::new(&url);
+    let made =
+        made.map_err(|_| unusable("bad user or password (write special characters as %XX)"))?;
+    match proxy.protocol {
+        Protocol::Socks5 => {
+            // RFC 1929 has one byte for the length of each, and neither may be empty.
+            let fits = |text: Option<&str>| (1..=255).contains(&text.unwrap_or_default().len());
+            if made.username().is_some() && !(fits(made.username()) && fits(made.password())) {
+                return Err(unusable(
+                    "SOCKS5 takes a user and a password of 1 to 255 bytes each",
+                ));
+            }
+        }
+        Protocol::Socks4 if portal.host.contains(':') => {
+            return Err(unusable("SOCKS4 knows no IPv6 address"));
+        }
+        _ => {}
+    }
+    Ok(made)
 }
 
 /// Whether a certificate is not to be trusted. The handshake's errors come inside an I/O error.
@@ -354,7 +382,7 @@ fn words(error: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => "the time is up".to_owned(),
         ureq::Error::Protocol(_) => "the reply is not HTTP".to_owned(),
         ureq::Error::LargeResponseHeader(..) => "the reply's header is too long".to_owned(),
-        ureq::Error::ConnectProxyFailed(why) => format!("the proxy failed: {why}"),
+        ureq::Error::ConnectProxyFailed(why) => why.clone(),
         other => other.to_string(),
     }
 }
@@ -448,7 +476,7 @@ impl<T: Transport> Transport for Watched<T> {
         {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(ureq::Error::Timeout(Timeout::Connect));
+                return Err(ureq::Error::Timeout(timeout.reason));
             }
             timeout.after = timeout.after.min(left.into());
         }

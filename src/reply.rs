@@ -58,19 +58,23 @@ fn one_line(json: &str) -> String {
     line
 }
 
-/// Whether a 2xx to the DELETE is a portal's: it says nothing, or nothing of an error. A page of
-/// HTML comes from something else that answers at this address.
+/// Whether a 2xx to the DELETE is a portal's: it says nothing, or has the envelope of the portal's
+/// API around a success. Anything else comes from what answers at this address instead, or is an
+/// error in spite of its status.
 pub fn is_plain_success(body: &[u8]) -> bool {
     if body.trim_ascii().is_empty() {
         return true;
     }
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(object)) => {
-            let status = object.get("statusCode").and_then(Value::as_u64);
-            !object.contains_key("error") && status.is_none_or(|status| status < 400)
-        }
+    let Ok(Value::Object(object)) = serde_json::from_slice(body) else {
+        return false;
+    };
+    object.iter().all(|(name, value)| match name.as_str() {
+        "statusCode" => matches!(value.as_u64(), Some(200..=299)),
+        "status" => value.as_u64().is_some_and(|status| status < 300),
+        "response" => value.get("error").is_none(),
+        "count" | "links" => true,
         _ => false,
-    }
+    })
 }
 
 /// The signature in a reply to the sign-in: `{"response": "<jwt>"}`.
@@ -80,25 +84,30 @@ pub fn signature(reply: &Reply) -> Option<Secret> {
     Secret::signature(signature).filter(|_| reply.status == 200)
 }
 
-/// What an error reply says: `title` and `detail`, or `reason`; else the start of a body that is not
-/// JSON. No other part of an object: it might hold a secret.
+/// What an error reply says: `title` and `detail`, or `reason`. No other part of an object: it might
+/// hold a secret.
 pub fn error_text(body: &[u8]) -> Option<String> {
-    if let Ok(Value::Object(problem)) = serde_json::from_slice(body) {
-        let said = ["title", "detail", "reason"]
-            .iter()
-            .filter_map(|name| problem.get(*name)?.as_str());
-        let said: Vec<&str> = said.collect();
-        return (!said.is_empty()).then(|| said.join(": "));
-    }
+    let Ok(Value::Object(problem)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    let said = ["title", "detail", "reason"]
+        .iter()
+        .filter_map(|name| problem.get(*name)?.as_str());
+    let said: Vec<&str> = said.collect();
+    (!said.is_empty()).then(|| said.join(": "))
+}
+
+/// The body of an error reply that is no JSON, such as a gateway's page.
+pub fn free_text(body: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(body);
     let text = text.trim();
     let harmless = !text.starts_with(['{', '[', '"']) && !text.contains("client_secret");
     (harmless && !text.is_empty()).then(|| text.to_owned())
 }
 
-/// A redirect's scheme, host and path: the rest may hold what is not for a log, and so may a path
-/// with escapes.
-pub fn target(location: &str) -> String {
+/// A redirect's scheme and host, and its path: the rest may hold what is not for a log, and so may
+/// a path with escapes.
+pub fn target(location: &str) -> (String, &str) {
     let address = location
         .split(['?', '#', '%', '\\'])
         .next()
@@ -107,10 +116,10 @@ pub fn target(location: &str) -> String {
         Some((scheme, rest)) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let host = authority.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}//{host}{path}")
+            (format!("{scheme}//{host}"), path)
         }
-        None if address.starts_with('/') => address.to_owned(),
-        None => "another address".to_owned(),
+        None if address.starts_with('/') => (String::new(), address),
+        None => ("another address".to_owned(), ""),
     }
 }
 
@@ -180,9 +189,19 @@ mod tests {
             ("", true),
             (" \r\n", true),
             ("{}", true),
-            (r#"{"status":0,"statusCode":200}"#, true),
+            (
+                r#"{"response":true,"count":1,"links":[],"status":0,"statusCode":200}"#,
+                true,
+            ),
             (r#"{"error":{"message":"denied"},"statusCode":403}"#, false),
             (r#"{"statusCode":403}"#, false),
+            (r#"{"statusCode":"500"}"#, false),
+            (r#"{"title":"Access Denied","status":403}"#, false),
+            (r#"{"status":403}"#, false),
+            (r#"{"errors":[]}"#, false),
+            (r#"{"reason":"denied"}"#, false),
+            (r#"{"success":false}"#, false),
+            (r#"{"response":{"error":"x"},"statusCode":200}"#, false),
             ("<html>login</html>", false),
             ("null", false),
         ] {
@@ -192,23 +211,27 @@ mod tests {
 
     #[test]
     fn error_texts() {
-        for (body, text) in [
+        for (body, problem, free) in [
             (
                 r#"{"title":"Not Found","detail":"no such client","status":404}"#,
                 Some("Not Found: no such client"),
+                None,
             ),
-            (r#"{"reason":"because"}"#, Some("because")),
-            (r#"{"title":7,"errors":[]}"#, None),
-            (r#"{"client_secret":"hush","x":1}"#, None),
-            (r#"{"client_secret":"hush"#, None),
-            (r#"x = {"client_secret":"hush"}"#, None),
-            ("<h1>Bad Gateway</h1>\n", Some("<h1>Bad Gateway</h1>")),
-            (" \r\n", None),
-            ("", None),
+            (r#"{"reason":"because"}"#, Some("because"), None),
+            (r#"{"title":7,"errors":[]}"#, None, None),
+            (r#"{"client_secret":"hush","x":1}"#, None, None),
+            (r#"{"client_secret":"hush"#, None, None),
+            (r#"["hush"]"#, None, None),
+            (r#""hush""#, None, None),
+            (r#"x = {"client_secret":"hush"}"#, None, None),
+            ("<h1>Bad Gateway</h1>\n", None, Some("<h1>Bad Gateway</h1>")),
+            (" \r\n", None, None),
+            ("", None, None),
         ] {
-            assert_eq!(error_text(body.as_bytes()).as_deref(), text, "{body}");
+            assert_eq!(error_text(body.as_bytes()).as_deref(), problem, "{body}");
+            assert_eq!(free_text(body.as_bytes()).as_deref(), free, "{body}");
         }
-        assert_eq!(error_text(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
+        assert_eq!(free_text(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
     }
 
     #[test]
@@ -229,7 +252,8 @@ mod tests {
             ("https:/user:hush@new.example/x", "another address"),
             ("", "another address"),
         ] {
-            assert_eq!(target(location), shown);
+            let (origin, path) = target(location);
+            assert_eq!(origin + path, shown);
         }
     }
 }

@@ -11,7 +11,10 @@ const LONGEST: Duration = Duration::from_secs(86400);
 /// reply asks for another.
 pub fn wait(attempt: u32, reply: Option<&Reply>) -> Duration {
     let doubled = Duration::from_secs(1 << attempt.min(5)).min(Duration::from_secs(30));
-    reply.and_then(wish).unwrap_or(doubled)
+    // A portal that asks again and again for next to nothing must not make this a hammer.
+    reply
+        .and_then(wish)
+        .map_or(doubled, |wish| wish.max(doubled / 100))
 }
 
 /// What the reply asks for: `Retry-After` in seconds (RFC 9110, section 10.2.3), else on a 429 the
@@ -66,13 +69,15 @@ mod tests {
             (429, Some("7"), Some("3445000000"), 7_000),
             (429, None, Some("3445000000"), 3_445),
             (429, None, Some("3348000000"), 3_348),
-            (429, None, Some("20000000"), 20),
+            (429, None, Some("30000000"), 30),
+            // No less than a hundredth of the series.
+            (429, None, Some("10000000"), 20),
             (429, None, Some("60"), 60_000),
             (
                 429,
                 Some("Wed, 21 Oct 2026 07:28:00 GMT"),
                 Some("1000000"),
-                1,
+                20,
             ),
             (429, Some("86401"), Some("2000000000"), 2_000),
             // No wish: the second wait of the series.

@@ -4,16 +4,15 @@
 //! open the output -> [sign in] -> PATCH regenerate -> hand the secret over -> DELETE revoke
 //! ```
 
-use std::fs;
-use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State};
+use crate::io::say;
 use crate::output::Output;
 use crate::portal::{End, Failure, Portal, Reply};
-use crate::reply::{error_text, is_plain_success, new_secret, signature, target};
+use crate::reply::{error_text, free_text, is_plain_success, new_secret, signature, target};
 use crate::retry;
 use crate::secret::Secret;
 use crate::signal;
@@ -24,8 +23,9 @@ const SIGNATURE_MAX_AGE: Duration = Duration::from_secs(4 * 60);
 /// How long a GET or a DELETE may take. The PATCH may use all the time that is left.
 const SAFE_CALL: Duration = Duration::from_secs(30);
 
-/// How long the revoke may take once the secret is handed over, even where the time is up.
-const LAST_CALL: Duration = Duration::from_secs(10);
+/// How long there is for the hand-over once there is a secret, and then for the revoke, even where
+/// the time is up.
+const LAST_STEP: Duration = Duration::from_secs(10);
 
 /// Does what the options ask for.
 ///
@@ -33,14 +33,16 @@ const LAST_CALL: Duration = Duration::from_secs(10);
 ///
 /// The state in which the client is left, and why.
 pub fn run(options: &Options) -> Result<(), Error> {
-    let deadline = Instant::now() + options.timeout;
     signal::handle();
-    let mut job = Job::new(options, deadline)?;
+    let mut job = Job::new(options)?;
     if options.steps != Steps::Revoke {
-        let mut output = Output::open(options.output.as_deref(), deadline)?;
+        let mut output = Output::open(options.output.as_deref(), job.deadline)?;
+        if matches!(&options.key, Key::InFile(key) if output.is_at(key)) {
+            return Err(Error::usage("the output is the file that holds the key"));
+        }
         let secret = job.regenerate()?;
-        output.hand_over(&secret)?;
-        job.handed_over = true;
+        output.hand_over(&secret, job.last_step())?;
+        job.handed_over();
     }
     if options.steps != Steps::Regenerate {
         job.revoke()?;
@@ -50,16 +52,19 @@ pub fn run(options: &Options) -> Result<(), Error> {
 
 struct Job<'a> {
     options: &'a Options,
+    /// When the run is to end: no wait passes it.
     deadline: Instant,
     portal: Portal,
     /// The reply with which the portal gave no signature.
     no_sign_in: Option<Reply>,
-    handed_over: bool,
+    /// Once the secret is handed over: when the revoke is to end.
+    revoke_until: Option<Instant>,
 }
 
 impl<'a> Job<'a> {
-    fn new(options: &'a Options, deadline: Instant) -> Result<Job<'a>, Error> {
-        let key = options.key.read()?;
+    fn new(options: &'a Options) -> Result<Job<'a>, Error> {
+        let deadline = Instant::now() + options.timeout;
+        let key = options.key.read(deadline)?;
         for (name, text) in [
             ("CLIENT_ID", &options.client),
             ("the address", &options.url.host),
@@ -69,19 +74,13 @@ impl<'a> Job<'a> {
                 return Err(Error::usage(what));
             }
         }
-        if let (Key::InFile(key), Some(output)) = (&options.key, &options.output) {
-            let same = fs::canonicalize(key).ok() == fs::canonicalize(output).ok();
-            if same && fs::metadata(key).is_ok_and(|key| key.is_file()) {
-                return Err(Error::usage("--output is the file that holds the key"));
-            }
-        }
-        let portal = Portal::new(options, key)?;
+        let portal = Portal::new(options, key, deadline)?;
         Ok(Job {
             options,
             deadline,
             portal,
             no_sign_in: None,
-            handed_over: false,
+            revoke_until: None,
         })
     }
 
@@ -101,12 +100,22 @@ impl<'a> Job<'a> {
         Ok(if self.options.json { object } else { secret })
     }
 
+    /// When the step that is due now must end at the latest.
+    fn last_step(&self) -> Instant {
+        self.deadline.max(Instant::now() + LAST_STEP)
+    }
+
+    fn handed_over(&mut self) {
+        self.revoke_until = Some(self.last_step());
+        signal::note("after the new secret was handed over", State::ConsentKept);
+    }
+
     /// Takes the caller's consent back.
     fn revoke(&mut self) -> Result<(), Error> {
         let revoked = self.call(Call::Revoke);
-        revoked.map_err(|error| match self.handed_over {
-            true => Error::new(State::ConsentKept, error.what),
-            false => error,
+        revoked.map_err(|error| match self.revoke_until {
+            Some(_) => Error::new(State::ConsentKept, error.what),
+            None => error,
         })?;
         self.log("Client consent revoked for client ID.");
         Ok(())
@@ -120,7 +129,7 @@ impl<'a> Job<'a> {
             if call != Call::Token {
                 self.sign_in_if_due()?;
             }
-            let outcome = self.request(call, attempt);
+            let outcome = self.request(call);
             // A bearer other than an API key goes alone, as documented, until a portal refuses it.
             let unsigned = self.portal.signature_age().is_none() && self.no_sign_in.is_none();
             let mut verdict = judge(call, &outcome, unsigned);
@@ -149,15 +158,15 @@ impl<'a> Job<'a> {
     }
 
     /// Sends one request, within the limits for it.
-    fn request(&self, call: Call, attempt: u32) -> Result<Reply, Failure> {
+    fn request(&self, call: Call) -> Result<Reply, Failure> {
         let state = if call == Call::Regenerate {
             State::Unknown
         } else {
             self.state()
         };
         signal::note(&format!("during [{}]", call.name()), state);
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let limit = limit(call, left, self.handed_over && attempt == 0);
+        let until = self.revoke_until.unwrap_or(self.deadline);
+        let limit = limit(call, until.saturating_duration_since(Instant::now()));
         // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
         let body = (call == Call::Regenerate).then_some("");
         let path = call.path(&self.options.client);
@@ -190,10 +199,9 @@ impl<'a> Job<'a> {
 
     /// The state in which the run leaves the client if it ends while no PATCH is under way.
     fn state(&self) -> State {
-        if self.handed_over {
-            State::ConsentKept
-        } else {
-            State::Unreached
+        match self.revoke_until {
+            Some(_) => State::ConsentKept,
+            None => State::Unreached,
         }
     }
 
@@ -250,7 +258,8 @@ impl<'a> Job<'a> {
     fn describe_reply(&self, call: Call, reply: &Reply) -> String {
         let (host, name, status) = (self.portal.host(), call.name(), reply.status);
         if let (300..=399, Some(location)) = (status, &reply.location) {
-            let to = self.portal.shown(&target(location));
+            let (origin, path) = target(location);
+            let to = self.portal.shown(&origin) + &self.portal.quoted(path);
             return format!(
                 "{host} redirects [{name}] (status {status}) to {to}: give --url the portal's own address"
             );
@@ -259,8 +268,11 @@ impl<'a> Job<'a> {
         match &reply.end {
             // Only an error's text is shown, and a whole one: else it may hold the secret, or half a key.
             End::Whole if status >= 300 => {
-                if let Some(text) = error_text(&reply.body) {
-                    words += &format!(" ({})", self.portal.shown(&text));
+                // What fails after the change was made may hold the secret in any form.
+                let unknown = call == Call::Regenerate && status >= 500;
+                let text = error_text(&reply.body);
+                if let Some(text) = text.or_else(|| free_text(&reply.body).filter(|_| !unknown)) {
+                    words += &format!(" ({})", self.portal.quoted(&text));
                 }
             }
             End::Whole if call == Call::Revoke => words += " and a page that no portal sends",
@@ -292,8 +304,7 @@ impl<'a> Job<'a> {
 
     fn log(&self, line: &str) {
         if !self.options.quiet {
-            // In one piece, as a signal may come at any time. A closed stderr must not end the run.
-            let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+            say(line);
         }
     }
 }
@@ -377,11 +388,10 @@ fn judge(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Ver
 }
 
 /// How long one request may take, of the time that is left.
-fn limit(call: Call, left: Duration, last_call: bool) -> Duration {
+fn limit(call: Call, left: Duration) -> Duration {
     match call {
         Call::Regenerate => left,
-        _ if last_call => left.clamp(LAST_CALL, SAFE_CALL),
-        _ => left.min(SAFE_CALL),
+        Call::Token | Call::Revoke => left.min(SAFE_CALL),
     }
 }
 
@@ -484,22 +494,16 @@ mod tests {
 
     #[test]
     fn limits_of_a_request() {
-        let seconds = Duration::from_secs;
-        for (call, left, last_call, wanted) in [
-            (Call::Regenerate, 120, false, 120),
-            (Call::Regenerate, 3, false, 3),
-            (Call::Token, 120, false, 30),
-            (Call::Revoke, 120, false, 30),
-            (Call::Revoke, 3, false, 3),
-            (Call::Revoke, 0, false, 0),
-            (Call::Revoke, 120, true, 30),
-            (Call::Revoke, 3, true, 10),
-            (Call::Revoke, 0, true, 10),
-            // A signature may have to be fetched anew before the last call.
-            (Call::Token, 0, true, 10),
+        for (call, left, wanted) in [
+            (Call::Regenerate, 120, 120),
+            (Call::Regenerate, 3, 3),
+            (Call::Token, 120, 30),
+            (Call::Revoke, 120, 30),
+            (Call::Revoke, 3, 3),
+            (Call::Revoke, 0, 0),
         ] {
-            let limit = limit(call, seconds(left), last_call);
-            assert_eq!(limit, seconds(wanted), "{call:?} {left} {last_call}");
+            let limit = limit(call, Duration::from_secs(left));
+            assert_eq!(limit, Duration::from_secs(wanted), "{call:?} {left}");
         }
     }
 

@@ -1,11 +1,11 @@
 //! Text that must not be shown, and the text of others made fit to be shown.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::error::io_words;
+use crate::io::read_file;
 
 /// What stands in place of a secret.
 const HIDDEN: &str = "[hidden]";
@@ -52,12 +52,10 @@ impl Secret {
     /// # Errors
     ///
     /// Says why the file gives no key, without showing it.
-    pub fn key_file(path: &Path) -> Result<Secret, String> {
-        let mut text = Vec::new();
+    pub fn key_file(path: &Path, deadline: Instant) -> Result<Secret, String> {
         // Some more than a key may have, for white space: an endless file is refused, not read.
-        let room = LONGEST_KEY as u64 + 64;
-        match File::open(path).and_then(|file| file.take(room).read_to_end(&mut text)) {
-            Ok(_) => Secret::key(&text).map_err(str::to_owned),
+        match read_file(path, LONGEST_KEY as u64 + 64, deadline) {
+            Ok(text) => Secret::key(&text).map_err(str::to_owned),
             Err(error) => Err(format!("can't be read: {}", io_words(&error))),
         }
     }
@@ -97,37 +95,65 @@ fn printable(text: &[u8]) -> Option<String> {
     fine.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
+/// The text without a secret, wherever it stands.
+pub fn hide(text: &str, secret: &str) -> String {
+    match secret.trim() {
+        "" => text.to_owned(),
+        secret => text.replace(secret, HIDDEN),
+    }
+}
+
+/// The text without any word that may be a secret or a part of one: a portal's error may hold one
+/// that was never seen before. `known` is shown nevertheless.
+pub fn hide_words(text: &str, secrets: &[&Secret], known: &str) -> String {
+    let in_word = |c: char| c.is_ascii_alphanumeric() || "-_+=".contains(c);
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(in_word) {
+        let (between, after) = rest.split_at(start);
+        let (word, after) = after.split_at(after.find(|c| !in_word(c)).unwrap_or(after.len()));
+        // A name may stand before it: `client-secret=...`.
+        let value = word
+            .rsplit('=')
+            .find(|part| !part.is_empty())
+            .unwrap_or(word);
+        let part = value.len() >= 8 && secrets.iter().any(|secret| secret.expose().contains(value));
+        let hidden = value != known && (part || looks_secret(value));
+        shown += between;
+        shown += &if hidden {
+            word.replace(value, HIDDEN)
+        } else {
+            word.to_owned()
+        };
+        rest = after;
+    }
+    shown + rest
+}
+
+fn looks_secret(word: &str) -> bool {
+    let has = |kind: fn(&u8) -> bool| word.bytes().any(|b| kind(&b));
+    let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
+    word.len() >= 16 && (mixed || has(u8::is_ascii_digit))
+}
+
 /// Makes text that came from outside fit for a log: without the secrets, on one line, without what
-/// a terminal would obey, at most 200 characters. A long word that looks made by chance is hidden
-/// too, but for `known`: a portal's error may hold a secret that was never seen before.
-pub fn shown<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>, known: &str) -> String {
+/// a terminal would obey, at most 200 characters.
+pub fn shown(text: &str, secrets: &[&Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
-        text = text.replace(secret.expose(), HIDDEN);
+        text = hide(&text, secret.expose());
     }
     let mut line = String::new();
-    let mut rest = text.trim();
-    while let Some(first) = rest.chars().next() {
-        let in_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        let length = rest.find(|c| !in_word(c)).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(length.max(first.len_utf8()));
-        rest = after;
-        match first {
-            _ if looks_secret(word) && word != known => line.push_str(HIDDEN),
-            '"' | '\'' | '\\' => line.push(first),
-            _ => line.extend(word.chars().flat_map(char::escape_debug)),
+    for c in text.trim().chars() {
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            c => line.extend(c.escape_debug()),
         }
     }
     match line.char_indices().nth(SHOWN) {
         Some(_) => line.chars().take(SHOWN - 1).chain(['…']).collect(),
         None => line,
     }
-}
-
-fn looks_secret(word: &str) -> bool {
-    let has = |kind: fn(&u8) -> bool| word.bytes().any(|b| kind(&b));
-    let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
-    word.len() >= 24 && (mixed || has(u8::is_ascii_digit))
 }
 
 #[cfg(test)]
@@ -203,8 +229,7 @@ mod tests {
     #[test]
     fn outside_text_becomes_harmless() {
         let secrets = [Secret::new("sk-1"), Secret::new("a.b.c")];
-        let known = "27d1f5ac-11da-4592-828d-1bd6e6212e9d";
-        let show = |text: &str| shown(text, &secrets, known);
+        let show = |text: &str| shown(text, &[&secrets[0], &secrets[1]]);
         assert_eq!(
             show("  plain 'text' \"here\" \\ "),
             "plain 'text' \"here\" \\"
@@ -223,24 +248,36 @@ mod tests {
         // The key is blanked before the text is cut, so no first half of it is left over.
         let near_the_end = "x".repeat(197) + "sk-1";
         assert_eq!(show(&near_the_end), "x".repeat(197) + "[h…");
-        // What looks like a secret is hidden, what is said is not.
+    }
+
+    #[test]
+    fn words_that_may_be_secrets_are_hidden() {
+        let known = "27d1f5ac-11da-4592-828d-1bd6e6212e9d";
+        let key = Secret::new("sk-0123456789abcdef");
+        let hide = |text: &str| hide_words(text, &[&key], known);
         for hidden in [
             "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
-            "4f1d9c0b7a6e5d3c2b1a0f9e",
-            "abcdefghijklmnopqrstuvwX",
+            "LQn1uOTJsTqgOLJO1oB2+ztSqw5IoxNuP8zQa",
+            "Ab3dEf6hIj9lMn2pQr5tU8x",
+            "4f1d9c0b7a6e5d3c",
+            "abcdefghijklmnoP",
+            "sk-01234",
+            "56789abcdef",
         ] {
             assert_eq!(
-                show(&format!("secret={hidden}, {known}")),
-                format!("secret=[hidden], {known}")
+                hide(&format!("a-secret={hidden}, {known}!")),
+                format!("a-secret=[hidden], {known}!")
             );
+            assert_eq!(hide(&format!("\"{hidden}\"")), "\"[hidden]\"");
         }
         for said in [
             "short-1",
             "a-long-word-of-small-letters",
             "/api/2.0/clients/x/regenerate",
-            "слово",
+            "слово = =x= ",
+            "",
         ] {
-            assert_eq!(show(said), said);
+            assert_eq!(hide(said), said);
         }
     }
 }

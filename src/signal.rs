@@ -1,7 +1,7 @@
 //! What SIGINT and SIGTERM do: say which step was under way, and end the run.
 //!
 //! As process 1 of a container the program gets neither unless it has a handler. The handler calls
-//! nothing that is not async-signal-safe (signal-safety(7)): write, stat, unlink, _exit.
+//! nothing that is not async-signal-safe (signal-safety(7)): stat, unlink, poll, write, _exit.
 
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
@@ -9,11 +9,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, State};
+use crate::io::is_ready;
 
 /// What the line says after the signal's name.
 static NOTE: AtomicPtr<String> = AtomicPtr::new(ptr::null_mut());
+
+/// The notes that there were, each once: never freed, as a signal may come at any time.
+static NOTES: Mutex<Vec<&'static String>> = Mutex::new(Vec::new());
 
 /// The name of a file that goes if the run ends now.
 static UNFILLED: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
@@ -21,8 +27,14 @@ static UNFILLED: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
 /// Notes what is under way, and the state in which the client is left if the run ends now.
 pub fn note(what: &str, state: State) {
     let note = Error::new(state, what).to_string();
-    // Never freed, as a signal may come at any time: a run has a handful.
-    NOTE.store(Box::leak(Box::new(note)), Ordering::SeqCst);
+    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = notes.iter().find(|known| **known == &note).copied();
+    let note = known.unwrap_or_else(|| {
+        let note: &String = Box::leak(Box::new(note));
+        notes.push(note);
+        note
+    });
+    NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::SeqCst);
 }
 
 /// Has a signal remove this file, or none.
@@ -60,11 +72,6 @@ extern "C" fn end(signal: c_int) {
     };
     // SAFETY: what the pointers point to is never freed, and the calls are async-signal-safe.
     unsafe {
-        let note = NOTE.load(Ordering::SeqCst).as_ref().map_or("", |note| note);
-        for text in ["docspace-rotate: ended by ", name, note, "\n"] {
-            // Where stderr is gone, nothing is left to be done about it.
-            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
-        }
         let file = UNFILLED.load(Ordering::SeqCst);
         let mut status = MaybeUninit::<libc::stat>::zeroed();
         // Another run may have put its secret there.
@@ -73,6 +80,13 @@ extern "C" fn end(signal: c_int) {
             && status.assume_init().st_size == 0
         {
             libc::unlink(file);
+        }
+        let note = NOTE.load(Ordering::SeqCst).as_ref().map_or("", |note| note);
+        for text in ["docspace-rotate: ended by ", name, note, "\n"] {
+            // Where stderr is gone or full, nothing is left to be done about it.
+            if is_ready(libc::STDERR_FILENO, libc::POLLOUT, Duration::ZERO) {
+                libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+            }
         }
         libc::_exit(128 + signal);
     }

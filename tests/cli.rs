@@ -101,6 +101,16 @@ fn mistakes_send_nothing() {
         ),
         (
             &[],
+            &[("ALL_PROXY", "socks5://hush@127.0.0.1:1")],
+            "ALL_PROXY: no usable proxy: SOCKS5 takes a user and a password of 1 to 255 bytes each",
+        ),
+        (
+            &["--url", "http://[::1]:1"],
+            &[("ALL_PROXY", "socks4://127.0.0.1:1")],
+            "ALL_PROXY: no usable proxy: SOCKS4 knows no IPv6 address",
+        ),
+        (
+            &[],
             &[("ALL_PROXY", "http://us er:hush@127.0.0.1:1")],
             "ALL_PROXY: no usable proxy: bad user or password (write special characters as %XX)",
         ),
@@ -219,14 +229,86 @@ fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
 }
 
 #[test]
-fn a_key_in_the_wrong_variable_is_not_shown() {
+fn a_key_in_the_wrong_place_is_not_shown() {
     let stand = Stand::script(vec![]);
     let command = &mut rotate(&stand);
     let refused = run(command
         .env_remove("DOCSPACE_API_KEY")
         .env("DOCSPACE_API_KEY_FILE", KEY));
     refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: No such file or directory; nothing was sent. Try --help"]);
-    let refused = run(rotate(&stand).args(["--url", &format!("https://{KEY}")]));
-    refused.is(2, "", &["docspace-rotate: the address is the key, which belongs in DOCSPACE_API_KEY alone; nothing was sent. Try --help"]);
+    let address = format!("https://{KEY}");
+    let proxy = format!("http://{KEY}:1");
+    let output = format!("{KEY}/file");
+    for (args, env, error) in [
+        (
+            &["--url", &address][..],
+            None,
+            "the address is the key, which belongs in DOCSPACE_API_KEY alone",
+        ),
+        (
+            &["--cacert", KEY],
+            None,
+            "--cacert: [hidden] can't be read: No such file or directory",
+        ),
+        (
+            &[],
+            Some(("SSL_CERT_FILE", KEY)),
+            "SSL_CERT_FILE: [hidden] can't be read: No such file or directory",
+        ),
+        (
+            &["--output", &output],
+            None,
+            "--output: can't write to [hidden]/file: No such file or directory",
+        ),
+        (
+            &[],
+            Some(("http_proxy", &proxy)),
+            "http_proxy: an http:// address would send the key unencrypted to the proxy [hidden]:1: use https://, or give --allow-http",
+        ),
+    ] {
+        let refused = run(rotate(&stand).args(args).envs(env));
+        refused.is(
+            2,
+            "",
+            &[&format!(
+                "docspace-rotate: {error}; nothing was sent. Try --help"
+            )],
+        );
+    }
     assert_eq!(stand.connections(), 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_may_come_through_a_pipe_and_is_waited_for() {
+    let folder = Folder::new();
+    let fifo = folder.path("fifo");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let stand = Stand::script(good_run());
+    let mut command = rotate(&stand);
+    command
+        .env_remove("DOCSPACE_API_KEY")
+        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    let child = run::start(command.arg("-q"));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::fs::write(&fifo, format!("{KEY}\n")).unwrap();
+    run::finished(&command, child.wait_with_output().unwrap()).is(
+        0,
+        &format!("{}\n", portal::SECRET),
+        &[],
+    );
+
+    let stand = Stand::script(vec![]);
+    let mut command = rotate(&stand);
+    command
+        .env_remove("DOCSPACE_API_KEY")
+        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    let refused = run(command.args(["--timeout", "0.2"]));
+    refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: the time is up; nothing was sent. Try --help"]);
 }

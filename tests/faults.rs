@@ -265,7 +265,7 @@ mod repeats {
                 "[GET token] Status: 429, trying again in 0.02 s",
                 "[GET token] Status: 200",
                 "[PATCH regenerate] Status: 429, trying again in 0.02 s",
-                "[PATCH regenerate] Status: 429, trying again in 0.01 s",
+                "[PATCH regenerate] Status: 429, trying again in 0.02 s",
                 "[PATCH regenerate] Status: 200",
                 "Client secret has been regenerated.",
                 "[DELETE revoke] Status: 429, trying again in 0.02 s",
@@ -274,6 +274,22 @@ mod repeats {
             ],
         );
         assert_eq!(stand.connections(), 1);
+    }
+
+    #[test]
+    fn a_portal_that_asks_for_next_to_nothing_is_not_hammered() {
+        let stand = Stand::answering(None, |request| match request.name().as_str() {
+            "GET token" => reply("token-200"),
+            _ => http("429 ", "X-RateLimit-Reset: 1000000", ""),
+        });
+        let done = run(rotate(&stand).args(["--timeout", "1.5"]));
+        is_state(&done, 4, UNCHANGED);
+        // 10, 20, 40, 80, 160, 300 ms, and then 300 ms each.
+        assert!(
+            stand.requests().len() <= 12,
+            "{} requests",
+            stand.requests().len()
+        );
     }
 
     #[test]
@@ -498,6 +514,30 @@ mod time {
         assert!(
             done.error()
                 .contains("gave no answer to [DELETE revoke]: the time is up"),
+            "{done}"
+        );
+    }
+
+    /// The sign-in that the revoke turns out to need is within its 10 s too.
+    #[test]
+    fn the_revoke_with_its_sign_in_has_ten_seconds_in_all() {
+        let late = |bytes| vec![Act::Sleep(Duration::from_secs(6)), Act::Send(bytes)];
+        let stand = Stand::script(vec![
+            on("PATCH regenerate", reply("patch-200")),
+            Step::Request("DELETE revoke", late(reply("delete-403-unsigned"))),
+            Step::Request("GET token", late(reply("token-200"))),
+        ]);
+        let done = run(rotate(&stand)
+            .env("DOCSPACE_API_KEY", BEARER)
+            .args(["--timeout", "0.5"]));
+        assert_eq!(
+            (done.status, done.stdout.as_str()),
+            (Some(5), line().as_str()),
+            "{done}"
+        );
+        assert!(
+            done.error()
+                .contains("gave no answer to [GET token]: the time is up"),
             "{done}"
         );
     }

@@ -6,10 +6,12 @@ mod portal;
 mod run;
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 
@@ -135,7 +137,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
     let error = |to: &str| {
         format!(
             "docspace-rotate: the new secret could not be written to {to}: No space left on device; \
-            the client has a new secret that nobody holds; fix the output, then run again"
+            the client has a new secret that may not have been handed over; fix the output, then run again"
         )
     };
     let stand = regenerate_alone();
@@ -147,7 +149,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
     let child = command
         .arg("-q")
         .stdout(full)
-        .stderr(std::process::Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     finished(&command, child.wait_with_output().unwrap()).is(6, "", &[&error("stdout")]);
@@ -164,7 +166,7 @@ fn a_closed_pipe_is_6_and_nothing_is_revoked() {
         "",
         &[
             "docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
-            the client has a new secret that nobody holds; fix the output, then run again",
+            the client has a new secret that may not have been handed over; fix the output, then run again",
         ],
     );
 }
@@ -339,52 +341,115 @@ fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
 }
 
 #[test]
-fn a_file_that_may_not_grow_is_6_and_goes() {
-    let folder = Folder::new();
-    let stand = regenerate_alone();
-    let mut command = in_shell(&stand, &format!("-o {}/new", folder.as_ref().display()));
-    let script = command
-        .get_args()
-        .nth(1)
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .replace("exec", "ulimit -f 0; exec");
-    let mut limited = Command::new("/bin/sh");
-    limited.env_clear().args(["-c", &script]);
-    limited.envs(
-        command
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    command = limited;
-    let lost = run(&mut command);
-    assert_eq!(lost.status, Some(6), "{lost}");
-    assert!(lost.error().contains("/new: File too large; "), "{lost}");
-    assert!(folder.names().is_empty());
-}
-
-#[test]
 fn the_key_is_not_overwritten() {
     let folder = Folder::new();
     let key = folder.file("key", portal::KEY);
+    let (link, hard_link) = (folder.path("link"), folder.path("hard-link"));
+    symlink(&key, &link).unwrap();
+    fs::hard_link(&key, &hard_link).unwrap();
+    let error =
+        "docspace-rotate: the output is the file that holds the key; nothing was sent. Try --help";
     let stand = Stand::script(vec![]);
-    let mut command = to(
-        &stand,
-        &folder
-            .path("../")
-            .join(folder.as_ref().file_name().unwrap())
-            .join("key"),
-    );
+    for output in [&key, &link, &hard_link] {
+        let mut command = to(&stand, output);
+        command
+            .env_remove("DOCSPACE_API_KEY")
+            .env("DOCSPACE_API_KEY_FILE", &key);
+        run(&mut command).is(2, "", &[error]);
+    }
+    let mut command = in_shell(&stand, &format!("1<> {}", key.display()));
     command
         .env_remove("DOCSPACE_API_KEY")
         .env("DOCSPACE_API_KEY_FILE", &key);
-    run(&mut command).is(
-        2,
-        "",
-        &["docspace-rotate: --output is the file that holds the key; nothing was sent. Try --help"],
-    );
+    run(&mut command).is(2, "", &[error]);
     assert_eq!(fs::read_to_string(&key).unwrap(), portal::KEY);
+}
+
+/// Lets no file of the program grow beyond so many bytes.
+fn limit_files(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: setrlimit(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
+#[test]
+fn half_a_secret_is_6_and_a_new_file_goes() {
+    let folder = Folder::new();
+    for bytes in [0, 10, SECRET.len() as u64] {
+        let stand = regenerate_alone();
+        let mut command = to(&stand, &folder.path("new"));
+        limit_files(&mut command, bytes);
+        let lost = run(&mut command);
+        assert_eq!(lost.status, Some(6), "{lost}");
+        assert!(
+            lost.error()
+                .contains("/new: File too large; the client has a new secret that may not"),
+            "{lost}"
+        );
+        assert!(folder.names().is_empty(), "{:?}", folder.names());
+    }
+}
+
+/// A pipe that takes nothing more, both ends of it.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let nonblocking = |on| {
+        // SAFETY: the descriptor is open.
+        unsafe {
+            libc::fcntl(
+                writer.as_raw_fd(),
+                libc::F_SETFL,
+                if on { libc::O_NONBLOCK } else { 0 },
+            )
+        };
+    };
+    nonblocking(true);
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    while (&writer).write(b"x").is_ok() {}
+    nonblocking(false);
+    (reader, writer)
+}
+
+#[test]
+fn a_stdout_that_nobody_reads_is_6_in_the_end() {
+    let (_reader, writer) = full_pipe();
+    let stand = regenerate_alone();
+    let mut command = rotate(&stand);
+    let child = command
+        .args(["-q", "--timeout", "0.5"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lost = finished(&command, child.wait_with_output().unwrap());
+    lost.is(
+        6,
+        "",
+        &["docspace-rotate: the new secret could not be written to stdout: the time is up; …"],
+    );
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_costs_nothing() {
+    let (_reader, writer) = full_pipe();
+    let stand = Stand::script(good_run());
+    let mut command = rotate(&stand);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), line());
 }
 
 /// Two runs at once, which the portal lets one of through.

@@ -562,23 +562,18 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
 
 #[test]
 fn a_new_secret_in_an_error_is_not_shown() {
+    let quoted = r#"{"title":"E","detail":"not published: {\"client_secret\":\"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa\"}"}"#;
     for (status, body, said) in [
         (
             "500",
             format!("Response(clientId={CLIENT}, clientSecret={SECRET})"),
-            format!("Response(clientId={CLIENT}, clientSecret=[hidden])"),
+            "",
         ),
+        ("502", format!("<html>secret: {}</html>", &SECRET[..12]), ""),
         (
             "500",
-            format!(
-                r#"{{"title":"E","detail":"not published: {{\"client_secret\":\"{SECRET}\"}}"}}"#
-            ),
-            r#"E: not published: {"client_secret":"[hidden]"}"#.to_owned(),
-        ),
-        (
-            "502",
-            format!("<html>secret: {SECRET}</html>"),
-            "<html>secret: [hidden]</html>".to_owned(),
+            quoted.to_owned(),
+            r#" (E: not published: {"client_secret":"[hidden]"})"#,
         ),
     ] {
         let stand = Stand::script(signed_in([on("PATCH regenerate", http(status, "", body))]));
@@ -587,7 +582,7 @@ fn a_new_secret_in_an_error_is_not_shown() {
         assert!(
             unknown
                 .error()
-                .contains(&format!("with status {status} ({said}); ")),
+                .contains(&format!("with status {status}{said}; ")),
             "{unknown}"
         );
     }

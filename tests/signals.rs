@@ -158,6 +158,7 @@ fn as_process_1_it_ends_all_the_same() {
     let plain = rotate(&stand);
     let mut command = Command::new("unshare");
     command
+        .env_clear()
         .args(namespace)
         .arg(plain.get_program())
         .args(plain.get_args());

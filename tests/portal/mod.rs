@@ -166,6 +166,7 @@ pub struct Stand {
     tls: bool,
     requests: Arc<Mutex<Vec<Request>>>,
     connections: Arc<AtomicUsize>,
+    bytes: Arc<AtomicUsize>,
     left: Arc<Mutex<Option<String>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -223,8 +224,16 @@ impl Stand {
 
     /// A stand-in that behaves like a real portal, for one key and any number of runs.
     pub fn real(tls: Option<Arc<ServerConfig>>) -> Stand {
-        Stand::start(tls, Arc::default(), |event| match event {
-            Event::Request(request) => vec![Act::Send(real_answer(request))],
+        Stand::answering(tls, real_answer)
+    }
+
+    /// A stand-in that answers any number of requests.
+    pub fn answering(
+        tls: Option<Arc<ServerConfig>>,
+        mut answer: impl FnMut(&Request) -> Vec<u8> + Send + 'static,
+    ) -> Stand {
+        Stand::start(tls, Arc::default(), move |event| match event {
+            Event::Request(request) => vec![Act::Send(answer(request))],
             _ => vec![],
         })
     }
@@ -240,15 +249,13 @@ impl Stand {
             tls: tls.is_some(),
             requests: Arc::default(),
             connections: Arc::default(),
+            bytes: Arc::default(),
             left,
             stop: Arc::default(),
             thread: None,
         };
-        let (requests, connections, stop) = (
-            stand.requests.clone(),
-            stand.connections.clone(),
-            stand.stop.clone(),
-        );
+        let (requests, connections) = (stand.requests.clone(), stand.connections.clone());
+        let (bytes, stop) = (stand.bytes.clone(), stand.stop.clone());
         stand.thread = Some(thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
@@ -257,7 +264,10 @@ impl Stand {
                 }
                 let connection = connections.fetch_add(1, Ordering::SeqCst) + 1;
                 // What the client does to a connection is for the test to judge, not for the stand-in.
-                let _ = serve(stream, connection, tls.clone(), &requests, &stop, &mut play);
+                let wire = Wire::new(stream, bytes.clone());
+                let _ = wire.and_then(|wire| {
+                    serve(wire, connection, tls.clone(), &requests, &stop, &mut play)
+                });
             }
         }));
         stand
@@ -297,6 +307,11 @@ impl Stand {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// How many bytes went over them so far, both ways.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
     /// What is missing or was too much, by the script.
     pub fn complaint(&self) -> Option<String> {
         self.left.lock().unwrap().clone()
@@ -333,32 +348,57 @@ fn real_answer(request: &Request) -> Vec<u8> {
     }
 }
 
-trait Stream: Read + Write {}
+/// A connection, plain or over TLS.
+pub trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// A connection that may be cut after so many bytes.
 struct Wire {
     tcp: TcpStream,
     left: Rc<Cell<Option<usize>>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    fn new(tcp: TcpStream, bytes: Arc<AtomicUsize>) -> io::Result<Wire> {
+        tcp.set_nodelay(true)?;
+        // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
+        tcp.set_read_timeout(Some(Duration::from_millis(20)))?;
+        Ok(Wire {
+            tcp,
+            left: Rc::default(),
+            bytes,
+        })
+    }
+
+    fn again(&self) -> io::Result<Wire> {
+        let tcp = self.tcp.try_clone()?;
+        Ok(Wire {
+            tcp,
+            left: self.left.clone(),
+            bytes: self.bytes.clone(),
+        })
+    }
 }
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tcp.read(buffer)
+        let read = self.tcp.read(buffer)?;
+        self.bytes.fetch_add(read, Ordering::SeqCst);
+        Ok(read)
     }
 }
 
 impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(left) = self.left.get() else {
-            return self.tcp.write(bytes);
-        };
+        let left = self.left.get().unwrap_or(usize::MAX);
         if left == 0 {
             reset_on_close(&self.tcp)?;
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         let sent = self.tcp.write(&bytes[..left.min(bytes.len())])?;
-        self.left.set(Some(left - sent));
+        self.bytes.fetch_add(sent, Ordering::SeqCst);
+        self.left.set(self.left.get().map(|left| left - sent));
         Ok(sent)
     }
 
@@ -369,25 +409,14 @@ impl Write for Wire {
 
 /// Serves one connection to its end.
 fn serve(
-    stream: TcpStream,
+    wire: Wire,
     connection: usize,
     tls: Option<Arc<ServerConfig>>,
     requests: &Mutex<Vec<Request>>,
     stop: &AtomicBool,
     play: &mut impl FnMut(Event) -> Vec<Act>,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
-    stream.set_read_timeout(Some(Duration::from_millis(20)))?;
-    let tcp = stream;
-    let left = Rc::new(Cell::new(None));
-    let wire = || -> io::Result<Wire> {
-        Ok(Wire {
-            tcp: tcp.try_clone()?,
-            left: left.clone(),
-        })
-    };
-    let mut stream: Box<dyn Stream> = Box::new(wire()?);
+    let mut stream: Box<dyn Stream> = Box::new(wire.again()?);
     let perform = |stream: &mut dyn Stream, acts: Vec<Act>| -> io::Result<bool> {
         for act in acts {
             match act {
@@ -409,10 +438,10 @@ fn serve(
                         }
                     }
                 }
-                Act::Cap(bytes) => left.set(Some(bytes)),
+                Act::Cap(bytes) => wire.left.set(Some(bytes)),
                 Act::Close => return Ok(false),
                 Act::Reset => {
-                    reset_on_close(&tcp)?;
+                    reset_on_close(&wire.tcp)?;
                     return Ok(false);
                 }
                 Act::Hang => while !matches!(read(stream, &mut [0; 4096], stop), Ok(0) | Err(_)) {},
@@ -426,7 +455,7 @@ fn serve(
     }
     if let Some(config) = tls {
         let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
-        let mut wire = wire()?;
+        let mut wire = wire.again()?;
         while session.is_handshaking() {
             match session.complete_io(&mut wire) {
                 Err(error) if is_timeout(&error) && !stop.load(Ordering::SeqCst) => {}
