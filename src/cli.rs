@@ -24,6 +24,8 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
   -o, --output FILE      write the secret to FILE instead of stdout
       --json             write the portal's JSON object, not the bare secret
       --only STEP        do one step alone: regenerate, revoke
+      --verify           last of all, see that the portal takes the new secret
+      --check            change nothing; see that address, key and client fit
       --cacert FILE      trust the CA certificates in FILE (PEM) only
                                                       [env: SSL_CERT_FILE]
       --allow-http       let the key travel unencrypted to another host
@@ -46,6 +48,8 @@ Exit status: the state that the client is in
   6  new secret made, but it could not be written: fix the output, run again
   7  unknown: the change may have happened; take the old secret for dead and
      run again in some minutes
+  8  --verify only: handed over and revoked, but the portal does not take the
+     new secret, or could not be asked: run again, one at a time
 Running it again is always the cure: a new secret replaces whatever there was.
 Ended by SIGINT or SIGTERM: 130 or 143, with a line that says how far it was.
 ";
@@ -74,6 +78,8 @@ pub struct Options {
     pub key: Key,
     /// What to do.
     pub steps: Steps,
+    /// Last of all, see that the portal takes the new secret.
+    pub verify: bool,
     /// The file that gets the secret; stdout where there is none.
     pub output: Option<PathBuf>,
     /// Write the portal's JSON object instead of the bare secret.
@@ -123,6 +129,8 @@ pub enum Steps {
     Regenerate,
     /// Only revoke the consent.
     Revoke,
+    /// Change nothing: see that a run would find all that it needs.
+    Check,
 }
 
 /// Reads the command line, without the program's name, and the environment.
@@ -143,7 +151,9 @@ pub fn parse(
     let mut url = None;
     let mut output = None;
     let mut json = false;
-    let mut steps = Steps::All;
+    let mut only = None;
+    let mut verify = false;
+    let mut check = false;
     let mut cacert = None;
     let mut allow_http = false;
     let mut timeout = Duration::from_secs(120);
@@ -161,12 +171,14 @@ pub fn parse(
             Long("json") => json = true,
             Long("only") => {
                 let step = value(&mut parser, "--only")?;
-                steps = match step.to_str() {
-                    Some("regenerate") => Steps::Regenerate,
-                    Some("revoke") => Steps::Revoke,
+                only = match step.to_str() {
+                    Some("regenerate") => Some(Steps::Regenerate),
+                    Some("revoke") => Some(Steps::Revoke),
                     _ => return Err(Error::usage("--only: the step is regenerate or revoke")),
                 };
             }
+            Long("verify") => verify = true,
+            Long("check") => check = true,
             Long("cacert") => {
                 cacert = Some((PathBuf::from(value(&mut parser, "--cacert")?), "--cacert"))
             }
@@ -251,6 +263,25 @@ pub fn parse(
     {
         return Err(Error::usage("--output: the file's name is empty"));
     }
+    let steps = match (check, only) {
+        (true, Some(_)) => {
+            return Err(Error::usage(
+                "--check: it does no step, so --only makes no sense with it",
+            ));
+        }
+        (true, None) => Steps::Check,
+        (false, only) => only.unwrap_or(Steps::All),
+    };
+    if verify && check {
+        return Err(Error::usage(
+            "--check: it makes no secret that --verify could prove",
+        ));
+    }
+    if verify && steps == Steps::Revoke {
+        return Err(Error::usage(
+            "--verify: with --only revoke no secret is made that could be proved",
+        ));
+    }
     if output.is_some() && steps == Steps::Revoke {
         return Err(Error::usage(
             "--output: with --only revoke no secret is made that could be written",
@@ -265,6 +296,7 @@ pub fn parse(
         proxy,
         key,
         steps,
+        verify,
         output,
         json,
         cacert,
@@ -401,6 +433,11 @@ mod tests {
         assert_eq!(o.timeout, Duration::from_millis(2500));
         assert_eq!(o.client, "-id-");
         assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
+        assert_eq!(
+            options(&["x", "--check", "-o", "f"], &[]).steps,
+            Steps::Check
+        );
+        assert!(options(&["x", "--verify", "--only=regenerate"], &[]).verify);
         assert!(
             !options(
                 &["x", "--allow-http", "--url", "http://portal.example"],
@@ -443,6 +480,7 @@ mod tests {
 
     #[test]
     fn help_tells_every_status_and_variable() {
+        assert!(HELP.contains("\n  8  "));
         for word in [
             "\n  0  ", "\n  2  ", "\n  3  ", "\n  4  ", "\n  5  ", "\n  6  ", "\n  7  ",
         ] {
@@ -533,6 +571,21 @@ mod tests {
                 &["x", "--only", "revoke", "-o", "f"],
                 &[],
                 "--output: with --only revoke no secret is made that could be written",
+            ),
+            (
+                &["x", "--check", "--only", "revoke"],
+                &[],
+                "--check: it does no step, so --only makes no sense with it",
+            ),
+            (
+                &["x", "--check", "--verify"],
+                &[],
+                "--check: it makes no secret that --verify could prove",
+            ),
+            (
+                &["x", "--verify", "--only", "revoke"],
+                &[],
+                "--verify: with --only revoke no secret is made that could be proved",
             ),
             (
                 &["x", "--output="],

@@ -17,6 +17,8 @@ pub enum State {
     SecretLost,
     /// The PATCH may have arrived, and no clear answer came.
     Unknown,
+    /// The new secret is handed over, and is dead or could not be proved live.
+    Unproved,
 }
 
 impl State {
@@ -29,6 +31,7 @@ impl State {
             State::ConsentKept => 5,
             State::SecretLost => 6,
             State::Unknown => 7,
+            State::Unproved => 8,
         }
     }
 
@@ -48,6 +51,9 @@ impl State {
             }
             State::Unknown => {
                 "the client may or may not have a new secret; take the old one for dead and run again in some minutes"
+            }
+            State::Unproved => {
+                "the new secret is handed over, but not proved live; run again, one run at a time"
             }
         }
     }
@@ -103,6 +109,7 @@ mod tests {
             (State::ConsentKept, 5, "--only revoke"),
             (State::SecretLost, 6, "fix the output"),
             (State::Unknown, 7, "run again in some minutes"),
+            (State::Unproved, 8, "one run at a time"),
         ] {
             let line = Error::new(state, "it broke").to_string();
             assert_eq!(state.status(), status, "{state:?}");

@@ -43,11 +43,37 @@ pub struct Portal {
     wire: Arc<Wire>,
 }
 
+/// A question.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// Such as `GET`.
+    pub method: &'a str,
+    /// The path below the portal's address.
+    pub path: String,
+    /// What goes along.
+    pub content: Content,
+    /// Whether the body of a 200 stays unread: it holds what nobody asked for.
+    pub status_only: bool,
+}
+
+/// What goes along with a question.
+#[derive(Debug)]
+pub enum Content {
+    /// The key, and a signature where there is one.
+    Key,
+    /// The same, and an empty body.
+    KeyAndEmptyBody,
+    /// A form, and neither key nor signature.
+    Form(Secret),
+}
+
 /// An answer.
 #[derive(Debug, Default)]
 pub struct Reply {
     /// The status code.
     pub status: u16,
+    /// The `Content-Type` header.
+    pub content_type: Option<String>,
     /// The `Location` header.
     pub location: Option<String>,
     /// The `Retry-After` header.
@@ -146,6 +172,11 @@ impl Portal {
         })
     }
 
+    /// The portal's address.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// The portal's host, as it stands in a log.
     pub fn host(&self) -> &str {
         &self.url.host
@@ -166,9 +197,14 @@ impl Portal {
         self.signature = signature.map(|signature| (signature, Instant::now()));
     }
 
-    /// Has [`Portal::shown`] hide the client's new secret too.
-    pub fn hide(&mut self, secret: Secret) {
+    /// Keeps the client's new secret, to hide it too and to prove it.
+    pub fn keep(&mut self, secret: Secret) {
         self.secret = Some(secret);
+    }
+
+    /// The client's new secret, where there is one.
+    pub fn new_secret(&self) -> Option<&Secret> {
+        self.secret.as_ref()
     }
 
     /// Text about the portal, fit for a log: see [`shown`].
@@ -199,15 +235,9 @@ impl Portal {
     /// # Errors
     ///
     /// No answer, or none that is HTTP: see [`Failure`].
-    pub fn send(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<&str>,
-        limit: Duration,
-    ) -> Result<Reply, Failure> {
+    pub fn send(&self, ask: &Ask, limit: Duration) -> Result<Reply, Failure> {
         self.wire.sent.store(false, Ordering::Relaxed);
-        self.exchange(method, path, body, limit).map_err(|error| {
+        self.exchange(ask, limit).map_err(|error| {
             let (host, words) = (&self.url.host, self.shown(&words(&error)));
             if self.wire.sent.load(Ordering::Relaxed) {
                 return Failure::NoReply(words);
@@ -233,22 +263,25 @@ impl Portal {
         })
     }
 
-    fn exchange(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<&str>,
-        limit: Duration,
-    ) -> Result<Reply, ureq::Error> {
+    fn exchange(&self, ask: &Ask, limit: Duration) -> Result<Reply, ureq::Error> {
         let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header(
+            .method(ask.method)
+            .uri(format!("{}{}", self.url, ask.path));
+        let body = match &ask.content {
+            Content::Key => None,
+            Content::KeyAndEmptyBody => Some(""),
+            Content::Form(form) => Some(form.expose()),
+        };
+        if let Content::Form(_) = ask.content {
+            request = request.header("content-type", "application/x-www-form-urlencoded");
+        } else {
+            request = request.header(
                 "authorization",
                 header(&format!("Bearer {}", self.key.expose())),
             );
-        if let Some((signature, _)) = &self.signature {
-            request = request.header("x-signature", header(signature.expose()));
+            if let Some((signature, _)) = &self.signature {
+                request = request.header("x-signature", header(signature.expose()));
+            }
         }
         let body = match body {
             Some(body) => {
@@ -268,11 +301,15 @@ impl Portal {
         };
         let mut reply = Reply {
             status: response.status().as_u16(),
+            content_type: value("content-type"),
             location: value("location"),
             retry_after: value("retry-after"),
             rate_limit_reset: value("x-ratelimit-reset"),
             ..Reply::default()
         };
+        if ask.status_only && reply.status == 200 {
+            return Ok(reply);
+        }
         let mut body = response.body_mut().as_reader().take(LONGEST_BODY + 1);
         match body.read_to_end(&mut reply.body) {
             Err(error) => reply.end = End::Cut(self.shown(&words(&error.into()))),

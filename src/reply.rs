@@ -77,6 +77,47 @@ pub fn is_plain_success(body: &[u8]) -> bool {
     })
 }
 
+/// Whether the reply calls its body JSON. A page that answers at any address is HTML.
+pub fn is_json(reply: &Reply) -> bool {
+    reply
+        .content_type
+        .as_deref()
+        .is_some_and(|kind| kind.contains("json"))
+}
+
+/// The form that asks about a token (RFC 7662), in which nothing matters but whether the portal lets
+/// the client in that asks.
+pub fn introspection(client: &str, secret: &Secret) -> Secret {
+    let secret = form_value(secret.expose());
+    Secret::new(format!(
+        "client_id={client}&client_secret={secret}&token=docspace-rotate"
+    ))
+}
+
+/// What an introspection says of the secret with which it was asked: true where it is live, false
+/// where it is dead, nothing where this is no introspection's answer.
+pub fn takes_secret(reply: &Reply) -> Option<bool> {
+    let body: Value = serde_json::from_slice(&reply.body).ok()?;
+    match reply.status {
+        200 => body.get("active")?.is_boolean().then_some(true),
+        401 => (body.get("error")? == "invalid_client").then_some(false),
+        _ => None,
+    }
+}
+
+/// Text for a form (application/x-www-form-urlencoded), in which all but letters, digits, `-`, `.`
+/// and `_` is escaped.
+fn form_value(text: &str) -> String {
+    let mut value = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => value.push(byte.into()),
+            byte => value += &format!("%{byte:02X}"),
+        }
+    }
+    value
+}
+
 /// The signature in a reply to the sign-in: `{"response": "<jwt>"}`.
 pub fn signature(reply: &Reply) -> Option<Secret> {
     let body: Value = serde_json::from_slice(&reply.body).ok()?;
@@ -206,6 +247,31 @@ mod tests {
             ("null", false),
         ] {
             assert_eq!(is_plain_success(body.as_bytes()), plain, "{body}");
+        }
+    }
+
+    #[test]
+    fn introspections() {
+        let form = introspection("a-b", &Secret::new("a+b/c=&d%~"));
+        let wanted = "client_id=a-b&client_secret=a%2Bb%2Fc%3D%26d%25%7E&token=docspace-rotate";
+        assert_eq!(form.expose(), wanted);
+        for (status, body, takes) in [
+            (200, r#"{"active":false}"#, Some(true)),
+            (200, r#"{"active":true,"scope":"x"}"#, Some(true)),
+            (200, r#"{"active":"false"}"#, None),
+            (200, "{}", None),
+            (200, "<html>", None),
+            (401, r#"{"error":"invalid_client"}"#, Some(false)),
+            (401, r#"{"error":"invalid_token"}"#, None),
+            (401, "", None),
+            (404, r#"{"active":false}"#, None),
+        ] {
+            let reply = Reply {
+                status,
+                body: body.into(),
+                ..Reply::default()
+            };
+            assert_eq!(takes_secret(&reply), takes, "{status} {body}");
         }
     }
 

@@ -11,8 +11,11 @@ use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State};
 use crate::io::say;
 use crate::output::Output;
-use crate::portal::{End, Failure, Portal, Reply};
-use crate::reply::{error_text, free_text, is_plain_success, new_secret, signature, target};
+use crate::portal::{Ask, Content, End, Failure, Portal, Reply};
+use crate::reply::{
+    error_text, free_text, introspection, is_json, is_plain_success, new_secret, signature,
+    takes_secret, target,
+};
 use crate::retry;
 use crate::secret::Secret;
 use crate::signal;
@@ -35,19 +38,26 @@ const LAST_STEP: Duration = Duration::from_secs(10);
 pub fn run(options: &Options) -> Result<(), Error> {
     signal::handle();
     let mut job = Job::new(options)?;
-    if options.steps != Steps::Revoke {
-        let mut output = Output::open(options.output.as_deref(), job.deadline)?;
-        if matches!(&options.key, Key::InFile(key) if output.is_at(key)) {
-            return Err(Error::usage("the output is the file that holds the key"));
+    match options.steps {
+        Steps::Check => {
+            job.open_output()?;
+            job.check()
         }
-        let secret = job.regenerate()?;
-        output.hand_over(&secret, job.last_step())?;
-        job.handed_over();
+        Steps::Revoke => job.revoke(),
+        Steps::All | Steps::Regenerate => {
+            let mut output = job.open_output()?;
+            let line = job.regenerate()?;
+            output.hand_over(&line, job.last_step())?;
+            job.handed_over();
+            if options.steps == Steps::All {
+                job.revoke()?;
+            }
+            if options.verify {
+                job.verify()?;
+            }
+            Ok(())
+        }
     }
-    if options.steps != Steps::Regenerate {
-        job.revoke()?;
-    }
-    Ok(())
 }
 
 struct Job<'a> {
@@ -57,8 +67,8 @@ struct Job<'a> {
     portal: Portal,
     /// The reply with which the portal gave no signature.
     no_sign_in: Option<Reply>,
-    /// Once the secret is handed over: when the revoke is to end.
-    revoke_until: Option<Instant>,
+    /// Once the secret is handed over: when the step that is under way is to end.
+    step_until: Option<Instant>,
 }
 
 impl<'a> Job<'a> {
@@ -80,8 +90,18 @@ impl<'a> Job<'a> {
             deadline,
             portal,
             no_sign_in: None,
-            revoke_until: None,
+            step_until: None,
         })
+    }
+
+    fn open_output(&self) -> Result<Output, Error> {
+        let output = Output::open(self.options.output.as_deref(), self.deadline)?;
+        match &self.options.key {
+            Key::InFile(key) if output.is_at(key) => {
+                Err(Error::usage("the output is the file that holds the key"))
+            }
+            _ => Ok(output),
+        }
     }
 
     /// Gets the client a new secret; returns what is to be handed over.
@@ -96,8 +116,13 @@ impl<'a> Job<'a> {
         })?;
         signal::note("while the new secret was being written", State::SecretLost);
         self.log("Client secret has been regenerated.");
-        self.portal.hide(Secret::new(secret.expose()));
-        Ok(if self.options.json { object } else { secret })
+        let line = if self.options.json {
+            object
+        } else {
+            Secret::new(secret.expose())
+        };
+        self.portal.keep(secret);
+        Ok(line)
     }
 
     /// When the step that is due now must end at the latest.
@@ -106,18 +131,61 @@ impl<'a> Job<'a> {
     }
 
     fn handed_over(&mut self) {
-        self.revoke_until = Some(self.last_step());
+        self.step_until = Some(self.last_step());
         signal::note("after the new secret was handed over", State::ConsentKept);
     }
 
     /// Takes the caller's consent back.
     fn revoke(&mut self) -> Result<(), Error> {
         let revoked = self.call(Call::Revoke);
-        revoked.map_err(|error| match self.revoke_until {
+        revoked.map_err(|error| match self.step_until {
             Some(_) => Error::new(State::ConsentKept, error.what),
             None => error,
         })?;
         self.log("Client consent revoked for client ID.");
+        Ok(())
+    }
+
+    /// Proves that the new secret is the live one: two runs at once are both told 200, and the
+    /// secret of the faster is dead.
+    fn verify(&mut self) -> Result<(), Error> {
+        self.step_until = Some(self.last_step());
+        let unproved = |what: String| Error::new(State::Unproved, what);
+        let reply = self.call(Call::Introspect);
+        let reply = reply
+            .map_err(|error| unproved(error.what + ", so the new secret could not be proved"))?;
+        match takes_secret(&reply) {
+            Some(true) => {
+                self.log("The new secret is live.");
+                Ok(())
+            }
+            Some(false) => Err(unproved(format!(
+                "{} does not take the new secret: another run or a late PATCH overtook this one",
+                self.portal.host()
+            ))),
+            None => Err(unproved(format!(
+                "{}, which is no introspection, so the new secret could not be proved",
+                self.describe_reply(Call::Introspect, &reply)
+            ))),
+        }
+    }
+
+    /// Sees that portal, key and client are right, and changes nothing.
+    fn check(&mut self) -> Result<(), Error> {
+        self.call(Call::Client)?;
+        let key = if self.portal.has_api_key() {
+            "an API key"
+        } else {
+            "a bearer token"
+        };
+        let way = match self.portal.signature_age() {
+            Some(_) => "that signs in",
+            None => "without a sign-in",
+        };
+        let (url, client) = (self.portal.url(), &self.options.client);
+        self.log(&format!(
+            "Ready: {url} has client {client}, asked with {key} {way}."
+        ));
         Ok(())
     }
 
@@ -126,7 +194,7 @@ impl<'a> Job<'a> {
     fn call(&mut self, call: Call) -> Result<Reply, Error> {
         let mut attempt = 0;
         loop {
-            if call != Call::Token {
+            if call.is_signed() {
                 self.sign_in_if_due()?;
             }
             let outcome = self.request(call);
@@ -159,18 +227,29 @@ impl<'a> Job<'a> {
 
     /// Sends one request, within the limits for it.
     fn request(&self, call: Call) -> Result<Reply, Failure> {
-        let state = if call == Call::Regenerate {
-            State::Unknown
-        } else {
-            self.state()
+        let state = match call {
+            Call::Regenerate => State::Unknown,
+            _ => self.state(call),
         };
         signal::note(&format!("during [{}]", call.name()), state);
-        let until = self.revoke_until.unwrap_or(self.deadline);
+        let until = self.step_until.unwrap_or(self.deadline);
         let limit = limit(call, until.saturating_duration_since(Instant::now()));
-        // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
-        let body = (call == Call::Regenerate).then_some("");
-        let path = call.path(&self.options.client);
-        self.portal.send(call.method(), &path, body, limit)
+        let client = &self.options.client;
+        let content = match (call, self.portal.new_secret()) {
+            // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
+            (Call::Regenerate, _) => Content::KeyAndEmptyBody,
+            (Call::Introspect, Some(secret)) => Content::Form(introspection(client, secret)),
+            _ => Content::Key,
+        };
+        // A client's own reply holds its live secret, and perhaps a large logo.
+        let status_only = call == Call::Client;
+        let ask = Ask {
+            method: call.method(),
+            path: call.path(client),
+            content,
+            status_only,
+        };
+        self.portal.send(&ask, limit)
     }
 
     /// Waits before the next attempt; ends the call where that would pass the limit.
@@ -191,15 +270,19 @@ impl<'a> Job<'a> {
             );
             return Err(Error::new(State::Unreached, what));
         }
-        signal::note(&format!("before another [{}]", call.name()), self.state());
+        signal::note(
+            &format!("before another [{}]", call.name()),
+            self.state(call),
+        );
         self.log_outcome(call, outcome, &format!(", trying again in {seconds} s"));
         thread::sleep(wait);
         Ok(())
     }
 
-    /// The state in which the run leaves the client if it ends while no PATCH is under way.
-    fn state(&self) -> State {
-        match self.revoke_until {
+    /// The state in which the run leaves the client if it ends now, while no PATCH is under way.
+    fn state(&self, call: Call) -> State {
+        match self.step_until {
+            Some(_) if call == Call::Introspect => State::Unproved,
             Some(_) => State::ConsentKept,
             None => State::Unreached,
         }
@@ -275,7 +358,9 @@ impl<'a> Job<'a> {
                     words += &format!(" ({})", self.portal.quoted(&text));
                 }
             }
-            End::Whole if call == Call::Revoke => words += " and a page that no portal sends",
+            End::Whole if matches!(call, Call::Revoke | Call::Client) => {
+                words += " and a page that no portal sends";
+            }
             End::Whole => {}
             End::TooLong => words += " and more than 64 KiB",
             End::Cut(why) => words += &format!(", cut short: {why}"),
@@ -313,8 +398,10 @@ impl<'a> Job<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Token,
+    Client,
     Regenerate,
     Revoke,
+    Introspect,
 }
 
 impl Call {
@@ -322,25 +409,35 @@ impl Call {
     fn name(self) -> &'static str {
         match self {
             Call::Token => "GET token",
+            Call::Client => "GET client",
             Call::Regenerate => "PATCH regenerate",
             Call::Revoke => "DELETE revoke",
+            Call::Introspect => "POST introspect",
         }
     }
 
     fn method(self) -> &'static str {
         match self {
-            Call::Token => "GET",
+            Call::Token | Call::Client => "GET",
             Call::Regenerate => "PATCH",
             Call::Revoke => "DELETE",
+            Call::Introspect => "POST",
         }
     }
 
     fn path(self, client: &str) -> String {
         match self {
             Call::Token => "/api/2.0/security/oauth2/token".to_owned(),
+            Call::Client => format!("/api/2.0/clients/{client}"),
             Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
             Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
+            Call::Introspect => "/oauth2/introspect".to_owned(),
         }
+    }
+
+    /// Whether it is one of the calls on a client, which want a signature.
+    fn is_signed(self) -> bool {
+        matches!(self, Call::Client | Call::Regenerate | Call::Revoke)
     }
 }
 
@@ -364,7 +461,7 @@ enum Verdict {
 fn judge(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Verdict {
     let unanswered = match call {
         Call::Regenerate => Verdict::Unknown,
-        Call::Token | Call::Revoke => Verdict::Again,
+        Call::Token | Call::Client | Call::Revoke | Call::Introspect => Verdict::Again,
     };
     let reply = match outcome {
         Err(Failure::Refused(_)) => return Verdict::Refused,
@@ -373,16 +470,17 @@ fn judge(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Ver
         Ok(reply) => reply,
     };
     match (call, reply.status, &reply.end) {
-        (Call::Regenerate | Call::Revoke, 401 | 403 | 429, _) if may_sign_in => Verdict::SignIn,
+        (_, 401 | 403 | 429, _) if may_sign_in && call.is_signed() => Verdict::SignIn,
         (_, 429, _) => Verdict::Again,
         (Call::Regenerate, 200, End::Whole) => Verdict::Done,
-        (Call::Token, 200, End::Cut(_)) => Verdict::Again,
-        // Whether the portal has a sign-in at all is for the caller to read.
+        (Call::Regenerate, 200..=299, _) => Verdict::Unknown,
+        (_, 200..=299, End::Cut(_)) => Verdict::Again,
+        // Whether the portal has a sign-in, and what it says of a secret, is for the caller to read.
         (Call::Token, 200..=499 | 501, _) => Verdict::Done,
-        (Call::Revoke, 200..=299, End::Cut(_)) => Verdict::Again,
+        (Call::Introspect, 200 | 401, _) => Verdict::Done,
+        (Call::Client, 200, _) if is_json(reply) => Verdict::Done,
         (Call::Revoke, 200..=299, End::Whole) if is_plain_success(&reply.body) => Verdict::Done,
-        (Call::Revoke, 200..=299, _) => Verdict::Refused,
-        (Call::Regenerate | Call::Revoke, 300..=499, _) => Verdict::Refused,
+        (_, 200..=499, _) => Verdict::Refused,
         _ => unanswered,
     }
 }
@@ -391,7 +489,7 @@ fn judge(call: Call, outcome: &Result<Reply, Failure>, may_sign_in: bool) -> Ver
 fn limit(call: Call, left: Duration) -> Duration {
     match call {
         Call::Regenerate => left,
-        Call::Token | Call::Revoke => left.min(SAFE_CALL),
+        Call::Token | Call::Client | Call::Revoke | Call::Introspect => left.min(SAFE_CALL),
     }
 }
 
@@ -423,8 +521,8 @@ mod tests {
 
     #[test]
     fn what_follows_from_an_outcome() {
-        use Call::{Regenerate, Revoke, Token};
-        for call in [Token, Regenerate, Revoke] {
+        use Call::{Client, Introspect, Regenerate, Revoke, Token};
+        for call in [Token, Client, Regenerate, Revoke, Introspect] {
             let unanswered = if call == Regenerate {
                 Verdict::Unknown
             } else {
@@ -438,7 +536,7 @@ mod tests {
             }
             for status in [401, 403, 429] {
                 let signs_in = judge(call, &outcome(status, false), true) == Verdict::SignIn;
-                assert_eq!(signs_in, call != Token, "{call:?} {status}");
+                assert_eq!(signs_in, call.is_signed(), "{call:?} {status}");
             }
             assert_eq!(judge(call, &outcome(429, true), false), Verdict::Again);
             for status in [101, 500, 502, 503, 504, 599, 999] {
@@ -483,6 +581,15 @@ mod tests {
             (Token, 401, false, Verdict::Done),
             (Token, 404, true, Verdict::Done),
             (Token, 501, false, Verdict::Done),
+            // Not called JSON.
+            (Client, 200, false, Verdict::Refused),
+            (Client, 404, false, Verdict::Refused),
+            (Client, 503, false, Verdict::Again),
+            (Introspect, 200, false, Verdict::Done),
+            (Introspect, 200, true, Verdict::Again),
+            (Introspect, 401, false, Verdict::Done),
+            (Introspect, 403, false, Verdict::Refused),
+            (Introspect, 404, false, Verdict::Refused),
         ] {
             assert_eq!(
                 judge(call, &outcome(status, cut), false),
@@ -501,6 +608,8 @@ mod tests {
             (Call::Revoke, 120, 30),
             (Call::Revoke, 3, 3),
             (Call::Revoke, 0, 0),
+            (Call::Client, 120, 30),
+            (Call::Introspect, 120, 30),
         ] {
             let limit = limit(call, Duration::from_secs(left));
             assert_eq!(limit, Duration::from_secs(wanted), "{call:?} {left}");

@@ -340,7 +340,10 @@ fn real_answer(request: &Request) -> Vec<u8> {
             reply("token-200")
         }
         ("GET token", _) => reply("token-401"),
+        ("POST introspect", _) if request.body.contains(SECRET) => reply("introspect-200"),
+        ("POST introspect", _) => reply("introspect-401"),
         (_, false) => reply("patch-403-unsigned"),
+        ("GET client", _) if client => reply("get-200"),
         ("PATCH regenerate", _) if client => reply("patch-200"),
         ("PATCH regenerate", _) => reply("patch-404-unknown"),
         ("DELETE revoke", _) => reply("delete-200"),

@@ -11,7 +11,8 @@ use portal::{CLIENT, KEY, Stand};
 fn main() {
     let stand = Stand::real(None);
     println!("A stand-in for a portal listens on {}.\n", stand.url());
-    show(&stand, KEY, &[CLIENT], 0);
+    show(&stand, KEY, &["--check", CLIENT], 0);
+    show(&stand, KEY, &["--verify", CLIENT], 0);
     let args = ["--json", "--only", "regenerate", "--quiet", CLIENT];
     show(&stand, KEY, &args, 0);
     show(&stand, "sk-a-key-that-is-not-valid", &[CLIENT], 3);

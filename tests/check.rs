@@ -1,0 +1,181 @@
+//! `--check`: everything that a run needs is seen to be right, and nothing is changed.
+#![allow(clippy::unwrap_used)]
+
+mod portal;
+#[path = "portal/run.rs"]
+mod run;
+
+use std::fs;
+
+use portal::{Act, BEARER, CLIENT, Request, SIGNATURE, Stand, Step, http, on, reply, signed_in};
+use run::{Folder, rotate, run};
+
+const CHECK: &[&str] = &["--check"];
+
+fn ready(stand: &Stand, how: &str) -> String {
+    format!(
+        "Ready: {} has client {CLIENT}, asked with {how}.",
+        stand.url()
+    )
+}
+
+#[test]
+fn an_api_key_signs_in_and_the_client_is_asked_for() {
+    let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
+    let log = [
+        "[GET token] Status: 200",
+        "[GET client] Status: 200",
+        &ready(&stand, "an API key that signs in"),
+    ];
+    run(rotate(&stand).args(CHECK)).is(0, "", &log);
+    let requests = stand.requests();
+    assert_eq!(requests[1].target, format!("/api/2.0/clients/{CLIENT}"));
+    assert_eq!(requests[1].header("x-signature"), Some(SIGNATURE));
+    assert_eq!(stand.connections(), 1);
+
+    let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
+    run(rotate(&stand).args(CHECK).arg("-q")).is(0, "", &[]);
+}
+
+#[test]
+fn other_ways_in_are_named() {
+    let stand = Stand::script(vec![on("GET client", reply("get-200"))]);
+    let log = [
+        "[GET client] Status: 200",
+        &ready(&stand, "a bearer token without a sign-in"),
+    ];
+    run(rotate(&stand).args(CHECK).env("DOCSPACE_API_KEY", BEARER)).is(0, "", &log);
+
+    let mut script = signed_in([on("GET client", reply("get-200"))]);
+    script.insert(0, on("GET client", reply("patch-403-unsigned")));
+    let stand = Stand::script(script);
+    let log = [
+        "[GET client] Status: 403, so signing in first",
+        "[GET token] Status: 200",
+        "[GET client] Status: 200",
+        &ready(&stand, "a bearer token that signs in"),
+    ];
+    run(rotate(&stand).args(CHECK).env("DOCSPACE_API_KEY", BEARER)).is(0, "", &log);
+
+    let stand = Stand::script(vec![
+        on("GET token", http("404 ", "", "")),
+        on("GET client", reply("get-200")),
+    ]);
+    let done = run(rotate(&stand).args(CHECK));
+    assert_eq!(done.status, Some(0), "{done}");
+    assert_eq!(done.error(), ready(&stand, "an API key without a sign-in"));
+}
+
+/// The rest of the body never comes, and is not waited for.
+#[test]
+fn the_body_of_a_success_is_not_read() {
+    let head = "HTTP/1.1 200 \r\nContent-Type: application/json\r\nContent-Length: 5000000\r\n\r\n{\"client_secret\":\"";
+    let answer = vec![Act::Send(head.into()), Act::Hang];
+    let stand = Stand::script(signed_in([Step::Request("GET client", answer)]));
+    let done = run(rotate(&stand).args(CHECK));
+    assert_eq!((done.status, done.stdout.as_str()), (Some(0), ""), "{done}");
+}
+
+#[test]
+fn refusals_are_3() {
+    let page = http("200 OK", "Content-Type: text/html", "<html>Welcome</html>");
+    let unchanged = "; the client's secret is as it was; check the address, CA, key and client id";
+    for (answer, said) in [
+        (
+            reply("get-404"),
+            "answered [GET client] with status 404 (Not Found: Client with ID [hidden] for tenant 1 was not found)",
+        ),
+        (
+            reply("patch-403-denied"),
+            "answered [GET client] with status 403 (Forbidden: Access denied)",
+        ),
+        (
+            http("302 ", "Location: https://new.invalid/x", ""),
+            "redirects [GET client] (status 302) to https://new.invalid/x: give --url the portal's own address",
+        ),
+        (
+            page,
+            "answered [GET client] with status 200 and a page that no portal sends",
+        ),
+    ] {
+        let stand = Stand::script(signed_in([on("GET client", answer)]));
+        let refused = run(rotate(&stand).args(CHECK));
+        assert_eq!(
+            (refused.status, refused.stdout.as_str()),
+            (Some(3), ""),
+            "{refused}"
+        );
+        assert_eq!(
+            refused.error(),
+            format!("docspace-rotate: 127.0.0.1 {said}{unchanged}"),
+            "{refused}"
+        );
+    }
+    let stand = Stand::script(vec![on("GET token", reply("token-401"))]);
+    let refused = run(rotate(&stand).args(CHECK));
+    assert_eq!(refused.status, Some(3), "{refused}");
+}
+
+#[test]
+fn faults_are_waited_out_and_4_in_the_end() {
+    let faults: [fn() -> Act; 4] = [
+        || Act::Close,
+        || Act::Reset,
+        || Act::Send(reply("gateway-502")),
+        || Act::Send(b"garbage\r\n\r\n".to_vec()),
+    ];
+    for fault in faults {
+        let stand = Stand::script(signed_in([Step::Request(
+            "GET client",
+            vec![fault(), Act::Close],
+        )]));
+        let missed = run(rotate(&stand).args(CHECK).args(["--timeout", "0.9"]));
+        assert_eq!(
+            (missed.status, missed.stdout.as_str()),
+            (Some(4), ""),
+            "{missed}"
+        );
+    }
+    let stand = Stand::script(signed_in([
+        on(
+            "GET client",
+            http("429 ", "X-RateLimit-Reset: 20000000", ""),
+        ),
+        Step::Request("GET client", vec![Act::Close]),
+        on("GET client", reply("get-200")),
+    ]));
+    let done = run(rotate(&stand).args(CHECK));
+    assert_eq!(done.status, Some(0), "{done}");
+    assert!(
+        done.stderr
+            .contains("[GET client] Status: 429, trying again in 0.02 s\n"),
+        "{done}"
+    );
+    assert!(done.stderr.contains("[GET client] No answer: "), "{done}");
+}
+
+#[test]
+fn the_output_is_tested_and_left_as_it_was() {
+    let folder = Folder::new();
+    let old = folder.file("old", "old\n");
+    for file in [&old, &folder.path("new")] {
+        let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
+        let done = run(rotate(&stand).args(CHECK).arg("--output").arg(file));
+        assert_eq!(done.status, Some(0), "{done}");
+    }
+    assert_eq!(folder.names(), ["old"]);
+    assert_eq!(fs::read_to_string(&old).unwrap(), "old\n");
+    let stand = Stand::script(vec![]);
+    let bad = folder.path("missing/file");
+    let refused = run(rotate(&stand).args(CHECK).arg("--output").arg(bad));
+    assert_eq!(refused.status, Some(2), "{refused}");
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn only_safe_requests_are_made() {
+    let stand = Stand::real(None);
+    run(rotate(&stand).args(CHECK).arg("-q")).is(0, "", &[]);
+    let names: Vec<String> = stand.requests().iter().map(Request::name).collect();
+    assert_eq!(names, ["GET token", "GET client"]);
+}

@@ -1,0 +1,213 @@
+//! `--verify`: whether the secret that was handed over is the live one.
+#![allow(clippy::unwrap_used)]
+
+mod portal;
+#[path = "portal/run.rs"]
+mod run;
+
+use portal::{Act, CLIENT, SECRET, Stand, Step, good_run, http, json, on, reply, signed_in};
+use run::{Run, rotate, run};
+
+const LOG: [&str; 5] = [
+    "[GET token] Status: 200",
+    "[PATCH regenerate] Status: 200",
+    "Client secret has been regenerated.",
+    "[DELETE revoke] Status: 200",
+    "Client consent revoked for client ID.",
+];
+
+fn line() -> String {
+    format!("{SECRET}\n")
+}
+
+fn verified(acts: Vec<Act>) -> (Stand, Run) {
+    let mut script = good_run();
+    script.push(Step::Request("POST introspect", acts));
+    let stand = Stand::script(script);
+    let done = run(rotate(&stand).args(["--verify", "--timeout", "0.9"]));
+    (stand, done)
+}
+
+#[test]
+fn a_live_secret_is_0() {
+    let (stand, done) = verified(vec![Act::Send(reply("introspect-200"))]);
+    let log = [
+        &LOG[..],
+        &["[POST introspect] Status: 200", "The new secret is live."],
+    ]
+    .concat();
+    done.is(0, &line(), &log);
+    let asked = stand.requests().pop().unwrap();
+    assert_eq!(asked.target, "/oauth2/introspect");
+    assert_eq!(
+        asked.body,
+        format!("client_id={CLIENT}&client_secret={SECRET}&token=docspace-rotate")
+    );
+    assert_eq!(
+        asked.header("content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    assert_eq!(
+        asked.header("content-length"),
+        Some(asked.body.len().to_string().as_str())
+    );
+    assert_eq!(
+        (asked.header("authorization"), asked.header("x-signature")),
+        (None, None)
+    );
+    assert_eq!(stand.connections(), 1);
+}
+
+#[test]
+fn it_goes_below_the_address_and_after_the_hand_over_alone_too() {
+    let stand = Stand::script(signed_in([
+        on("PATCH regenerate", json(r#"{"client_secret":"a+b&c=d"}"#)),
+        on("POST introspect", reply("introspect-200")),
+    ]));
+    let url = format!("{}/docs", stand.url());
+    run(rotate(&stand).args(["-q", "--verify", "--only", "regenerate", "--url", &url])).is(
+        0,
+        "a+b&c=d\n",
+        &[],
+    );
+    let asked = stand.requests().pop().unwrap();
+    assert_eq!(asked.target, "/docs/oauth2/introspect");
+    assert!(
+        asked.body.contains("&client_secret=a%2Bb%26c%3Dd&"),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_dead_secret_is_8() {
+    let (_stand, done) = verified(vec![Act::Send(reply("introspect-401"))]);
+    let error = "docspace-rotate: 127.0.0.1 does not take the new secret: another run or a late PATCH overtook this one; \
+        the new secret is handed over, but not proved live; run again, one run at a time";
+    let log = [&LOG[..], &["[POST introspect] Status: 401", error]].concat();
+    done.is(8, &line(), &log);
+}
+
+#[test]
+fn what_could_not_be_asked_is_8() {
+    let html = |status: &str| http(status, "Content-Type: text/html", "<html>x</html>");
+    for (acts, said) in [
+        (
+            vec![Act::Send(html("404 Not Found"))],
+            "answered [POST introspect] with status 404 (<html>x</html>), so",
+        ),
+        (
+            vec![Act::Send(html("200 OK"))],
+            "answered [POST introspect] with status 200, which is no introspection, so",
+        ),
+        (
+            vec![Act::Send(html("401 Unauthorized"))],
+            "with status 401 (<html>x</html>), which is no introspection, so",
+        ),
+        (
+            vec![Act::Send(json("{}"))],
+            "with status 200, which is no introspection, so",
+        ),
+        (
+            vec![Act::Send(json("x".repeat(70_000)))],
+            "with status 200 and more than 64 KiB, which is no introspection, so",
+        ),
+        (
+            vec![Act::Send(http("302 ", "Location: /login", ""))],
+            "redirects [POST introspect] (status 302) to /login",
+        ),
+        (
+            vec![Act::Send(reply("delete-503"))],
+            "with status 503, and the wait of 1 s before the next attempt would pass",
+        ),
+        (vec![Act::Close], "gave no answer to [POST introspect]: "),
+        (vec![Act::Reset], "gave no answer to [POST introspect]: "),
+        (
+            vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))],
+            "with status 400 ([hidden] is bad), so",
+        ),
+    ] {
+        let (_stand, done) = verified(acts);
+        assert_eq!(
+            (done.status, done.stdout.as_str()),
+            (Some(8), line().as_str()),
+            "{done}"
+        );
+        assert!(done.error().contains(said), "{said}\n{done}");
+        let end = "so the new secret could not be proved; the new secret is handed over, but not proved live; run again, one run at a time";
+        assert!(done.error().ends_with(end), "{done}");
+    }
+}
+
+#[test]
+fn faults_are_waited_out() {
+    let mut script = good_run();
+    script.extend([
+        Step::Request("POST introspect", vec![Act::Close]),
+        on(
+            "POST introspect",
+            http("429 ", "X-RateLimit-Reset: 20000000", ""),
+        ),
+        on("POST introspect", reply("introspect-200")),
+    ]);
+    let stand = Stand::script(script);
+    let done = run(rotate(&stand).arg("--verify"));
+    assert_eq!(
+        (done.status, done.stdout.as_str()),
+        (Some(0), line().as_str()),
+        "{done}"
+    );
+}
+
+#[test]
+fn after_a_failed_revoke_it_is_not_asked() {
+    let mut script = good_run();
+    script[2] = on("DELETE revoke", reply("delete-403-unsigned"));
+    let stand = Stand::script(script);
+    let done = run(rotate(&stand).arg("--verify"));
+    assert_eq!(
+        (done.status, done.stdout.as_str()),
+        (Some(5), line().as_str()),
+        "{done}"
+    );
+}
+
+#[test]
+fn a_signal_while_it_is_asked_names_it() {
+    let (_answer, gate) = std::sync::mpsc::channel();
+    let mut script = good_run();
+    script.push(Step::Request("POST introspect", vec![Act::Wait(gate)]));
+    let stand = Stand::script(script);
+    let mut command = rotate(&stand);
+    let child = run::start(command.args(["-q", "--verify"]));
+    stand.wait_for(4);
+    // SAFETY: a plain system call; the child is not yet waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let done = run::finished(&command, child.wait_with_output().unwrap());
+    let error = "docspace-rotate: ended by SIGTERM during [POST introspect]; the new secret is handed over, but not proved live; …";
+    done.is(143, &line(), &[error]);
+}
+
+/// The race that it is for: both runs are told 200, and one secret is dead.
+#[test]
+fn of_two_runs_at_once_one_is_told() {
+    let statuses = ["first", "second"].map(|secret| {
+        let live = secret == "second";
+        let script = signed_in([
+            on(
+                "PATCH regenerate",
+                json(format!(r#"{{"client_secret":"{secret}"}}"#)),
+            ),
+            on("DELETE revoke", reply("delete-200")),
+            on(
+                "POST introspect",
+                reply(if live {
+                    "introspect-200"
+                } else {
+                    "introspect-401"
+                }),
+            ),
+        ]);
+        run(rotate(&Stand::script(script)).arg("--verify")).status
+    });
+    assert_eq!(statuses, [Some(8), Some(0)]);
+}
