@@ -224,8 +224,7 @@ pub fn parse(
     let url = Url::parse(&url).map_err(|why| Error::usage(format!("{named}: {why}")))?;
     if !url.https && !url.is_loopback() && !allow_http {
         return Err(Error::usage(format!(
-            "{named}: http:// would send the key unencrypted to {}: use https://, or give --allow-http",
-            url.host
+            "{named}: http:// would send the key unencrypted: use https://, or give --allow-http"
         )));
     }
 
@@ -235,7 +234,7 @@ pub fn parse(
         .filter(|proxy| !url.https && !proxy.is_loopback() && !allow_http)
     {
         return Err(Error::usage(format!(
-            "{}: an http:// address would send the key unencrypted to the proxy {proxy}: use https://, or give --allow-http",
+            "{}: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
             proxy.variable
         )));
     }
@@ -559,7 +558,7 @@ mod tests {
             (
                 &["x"],
                 &http,
-                "DOCSPACE_BASE_URL: http:// would send the key unencrypted to 127.0.0.1.invalid: use https://, or give --allow-http",
+                "DOCSPACE_BASE_URL: http:// would send the key unencrypted: use https://, or give --allow-http",
             ),
             (&["x", "--url"], &[], "--url: its value is missing"),
             (
@@ -648,7 +647,7 @@ mod tests {
             (
                 &["x", "--url", "http://localhost"],
                 &[("http_proxy", "http://p.example:1")],
-                "http_proxy: an http:// address would send the key unencrypted to the proxy p.example:1: use https://, or give --allow-http",
+                "http_proxy: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
             ),
         ] {
             let error = parse_with(args, &[ENV, more].concat()).expect_err(line);

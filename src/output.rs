@@ -18,8 +18,8 @@ pub struct Output {
     file: File,
     /// The file given with `--output`; none for stdout.
     path: Option<PathBuf>,
-    /// Whether this run made the file and has put no secret in it: then it goes when the run ends.
-    unfilled: bool,
+    /// Whether this run made the file: if it is empty when the run ends, it goes.
+    made: bool,
 }
 
 impl Output {
@@ -40,7 +40,7 @@ impl Output {
             return Ok(Output {
                 file,
                 path: None,
-                unfilled: false,
+                made: false,
             });
         };
         let opened = match open_existing(path, deadline) {
@@ -50,12 +50,12 @@ impl Output {
             opened => opened.map(|file| (file, false)),
         };
         match opened {
-            Ok((file, unfilled)) => {
-                signal::unfilled(unfilled.then_some(path));
+            Ok((file, made)) => {
+                signal::unfilled(made.then_some(path));
                 Ok(Output {
                     file,
                     path: Some(path.to_owned()),
-                    unfilled,
+                    made,
                 })
             }
             Err(error) => {
@@ -80,11 +80,10 @@ impl Output {
     pub fn hand_over(&mut self, line: &Secret, deadline: Instant) -> Result<(), Error> {
         let line = Secret::new(format!("{}\n", line.expose()));
         let written = self.write(line.expose().as_bytes(), deadline);
-        if written.is_err() && self.unfilled {
+        if written.is_err() && self.made {
             // No half of a secret stays behind: empty, the file goes.
             let _ = self.file.set_len(0);
         }
-        self.unfilled &= written.is_err();
         written.map_err(|error| {
             let to = self.path.as_deref().map_or("stdout".to_owned(), shown);
             let what = format!(
@@ -128,7 +127,7 @@ impl Drop for Output {
         if let Some(path) = self
             .path
             .as_ref()
-            .filter(|path| self.unfilled && empty && is_at(&self.file, path))
+            .filter(|path| self.made && empty && is_at(&self.file, path))
         {
             // Nothing is left to tell if this fails: the run's own error is on its way.
             let _ = fs::remove_file(path);

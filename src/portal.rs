@@ -12,7 +12,7 @@ use ureq::http::{HeaderValue, Request, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport,
+    Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport, time,
 };
 use ureq::{Agent, SendBody, Timeout};
 
@@ -147,8 +147,6 @@ impl Portal {
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(CONNECT))
             // One connection for the whole run, even where the reader of the secret takes its time.
-            .max_idle_connections(1)
-            .max_idle_connections_per_host(1)
             .max_idle_age(Duration::from_secs(60))
             // ureq's own are 128 KiB each way. A key and a signature have up to 8,000 bytes each,
             // and are written line by line.
@@ -477,7 +475,11 @@ impl<In: Transport> Connector<In> for Watch {
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let to_proxy = self.proxied && details.config.proxy().is_none();
         self.wire.connecting.store(to_proxy, Ordering::Relaxed);
-        let until = to_proxy.then(|| Instant::now() + CONNECT.min(*details.timeout.after));
+        let begun = match details.now {
+            time::Instant::Exact(begun) => begun,
+            _ => Instant::now(),
+        };
+        let until = to_proxy.then(|| begun + CONNECT.min(*details.timeout.after));
         Ok(connection.map(|connection| Watched {
             connection,
             until,

@@ -198,10 +198,9 @@ impl<'a> Job<'a> {
                 self.sign_in_if_due()?;
             }
             let outcome = self.request(call);
-            // A bearer other than an API key goes alone, as documented, until a portal refuses it.
-            let unsigned = self.portal.signature_age().is_none() && self.no_sign_in.is_none();
-            let mut verdict = judge(call, &outcome, unsigned);
-            if verdict == Verdict::SignIn {
+            let mut verdict = judge(call, &outcome, self.may_sign_in());
+            let refused = verdict == Verdict::SignIn;
+            if refused {
                 // Shown with what follows, so that nobody reads a good run's log as a failure.
                 self.log_outcome(call, &outcome, ", so signing in first");
                 if self.sign_in()? {
@@ -214,7 +213,7 @@ impl<'a> Job<'a> {
             let (state, outcome) = match (verdict, outcome) {
                 (Verdict::Done, Ok(reply)) => return Ok(reply),
                 (Verdict::Again, outcome) => {
-                    self.wait(call, attempt, &outcome)?;
+                    self.wait(call, attempt, &outcome, refused)?;
                     attempt += 1;
                     continue;
                 }
@@ -252,17 +251,21 @@ impl<'a> Job<'a> {
         self.portal.send(&ask, limit)
     }
 
-    /// Waits before the next attempt; ends the call where that would pass the limit.
+    /// Waits before the next attempt; ends the call where that would pass the limit. The outcome
+    /// may have its line in the log already.
     fn wait(
         &self,
         call: Call,
         attempt: u32,
         outcome: &Result<Reply, Failure>,
+        logged: bool,
     ) -> Result<(), Error> {
         let wait = retry::wait(attempt, outcome.as_ref().ok());
         let seconds = wait.as_secs_f64();
         if Instant::now() + wait >= self.deadline {
-            self.log_outcome(call, outcome, "");
+            if !logged {
+                self.log_outcome(call, outcome, "");
+            }
             let what = format!(
                 "{}, and the wait of {seconds} s before the next attempt would pass the limit of {} s",
                 self.describe(call, outcome),
@@ -274,7 +277,10 @@ impl<'a> Job<'a> {
             &format!("before another [{}]", call.name()),
             self.state(call),
         );
-        self.log_outcome(call, outcome, &format!(", trying again in {seconds} s"));
+        match logged {
+            true => self.log(&format!("[{}] Trying again in {seconds} s", call.name())),
+            false => self.log_outcome(call, outcome, &format!(", trying again in {seconds} s")),
+        }
         thread::sleep(wait);
         Ok(())
     }
@@ -294,20 +300,26 @@ impl<'a> Job<'a> {
         if !due || self.sign_in()? {
             return Ok(());
         }
-        let why = match self.no_sign_in.as_ref().map(|reply| reply.status) {
-            Some(401) => ": the key is wrong or no longer valid",
-            Some(403) => ": the key lacks global rights to read and write",
-            Some(300..=399) => "",
+        let Some(reply) = &self.no_sign_in else {
+            return Ok(());
+        };
+        let why = match reply.status {
+            401 => ": the key is wrong or no longer valid",
+            403 => ": the key lacks global rights to read and write",
+            300..=399 => "",
             _ => {
                 self.log("This portal has no sign-in: going on with the key alone.");
                 return Ok(());
             }
         };
-        let answer = self
-            .no_sign_in
-            .as_ref()
-            .map(|reply| self.describe_reply(Call::Token, reply));
-        Err(Error::new(State::Refused, answer.unwrap_or_default() + why))
+        let what = self.describe_reply(Call::Token, reply) + why;
+        Err(Error::new(State::Refused, what))
+    }
+
+    /// Whether a refusal is a reason to sign in: a bearer other than an API key goes alone, as
+    /// documented, until a portal refuses it.
+    fn may_sign_in(&self) -> bool {
+        self.portal.signature_age().is_none() && self.no_sign_in.is_none()
     }
 
     /// Turns the key into a signature, which later requests carry. False where the portal gives none.
@@ -318,79 +330,6 @@ impl<'a> Job<'a> {
         self.portal.sign(signature);
         self.no_sign_in = (!signed).then_some(reply);
         Ok(signed)
-    }
-
-    /// What an outcome was, naming the host.
-    fn describe(&self, call: Call, outcome: &Result<Reply, Failure>) -> String {
-        let (host, name) = (self.portal.host(), call.name());
-        match outcome {
-            Err(Failure::Refused(why)) => why.clone(),
-            Err(Failure::NotSent(why)) => format!("{host} was not reached for [{name}]: {why}"),
-            Err(Failure::NoReply(why)) => format!("{host} gave no answer to [{name}]: {why}"),
-            Ok(reply) => {
-                let mut words = self.describe_reply(call, reply);
-                if let Some(reply) = &self.no_sign_in {
-                    words += &format!(", and [GET token] with status {}", reply.status);
-                }
-                words
-            }
-        }
-    }
-
-    /// What an answer was, with what the portal says in it.
-    fn describe_reply(&self, call: Call, reply: &Reply) -> String {
-        let (host, name, status) = (self.portal.host(), call.name(), reply.status);
-        if let (300..=399, Some(location)) = (status, &reply.location) {
-            let (origin, path) = target(location);
-            let to = self.portal.shown(&origin) + &self.portal.quoted(path);
-            return format!(
-                "{host} redirects [{name}] (status {status}) to {to}: give --url the portal's own address"
-            );
-        }
-        let mut words = format!("{host} answered [{name}] with status {status}");
-        match &reply.end {
-            // Only an error's text is shown, and a whole one: else it may hold the secret, or half a key.
-            End::Whole if status >= 300 => {
-                // What fails after the change was made may hold the secret in any form.
-                let unknown = call == Call::Regenerate && status >= 500;
-                let text = error_text(&reply.body);
-                if let Some(text) = text.or_else(|| free_text(&reply.body).filter(|_| !unknown)) {
-                    words += &format!(" ({})", self.portal.quoted(&text));
-                }
-            }
-            End::Whole if matches!(call, Call::Revoke | Call::Client) => {
-                words += " and a page that no portal sends";
-            }
-            End::Whole => {}
-            End::TooLong => words += " and more than 64 KiB",
-            End::Cut(why) => words += &format!(", cut short: {why}"),
-        }
-        words
-    }
-
-    /// One line for a request, with what follows from it. One that ends the run without an answer
-    /// has its line in the error.
-    fn log_outcome(&self, call: Call, outcome: &Result<Reply, Failure>, follows: &str) {
-        let was = match outcome {
-            Err(_) if follows.is_empty() => return,
-            Err(Failure::Refused(why) | Failure::NotSent(why)) => format!("Not sent: {why}"),
-            Err(Failure::NoReply(why)) => format!("No answer: {why}"),
-            Ok(Reply {
-                status: status @ 200..=299,
-                end: End::Cut(why),
-                ..
-            }) => {
-                format!("Status: {status}, cut short: {why}")
-            }
-            Ok(reply) => format!("Status: {}", reply.status),
-        };
-        self.log(&format!("[{}] {was}{follows}", call.name()));
-    }
-
-    fn log(&self, line: &str) {
-        if !self.options.quiet {
-            say(line);
-        }
     }
 }
 
@@ -502,6 +441,82 @@ fn sign_in_due(signature_age: Option<Duration>, api_key: bool, no_sign_in: bool)
     }
 }
 
+/// What is said of it all.
+impl Job<'_> {
+    /// What an outcome was, naming the host.
+    fn describe(&self, call: Call, outcome: &Result<Reply, Failure>) -> String {
+        let (host, name) = (self.portal.host(), call.name());
+        match outcome {
+            Err(Failure::Refused(why)) => why.clone(),
+            Err(Failure::NotSent(why)) => format!("{host} was not reached for [{name}]: {why}"),
+            Err(Failure::NoReply(why)) => format!("{host} gave no answer to [{name}]: {why}"),
+            Ok(reply) => {
+                let mut words = self.describe_reply(call, reply);
+                if let Some(reply) = &self.no_sign_in {
+                    words += &format!(", and [GET token] with status {}", reply.status);
+                }
+                words
+            }
+        }
+    }
+
+    /// What an answer was, with what the portal says in it.
+    fn describe_reply(&self, call: Call, reply: &Reply) -> String {
+        let (host, name, status) = (self.portal.host(), call.name(), reply.status);
+        if let (300..=399, Some(location)) = (status, &reply.location) {
+            let (origin, path) = target(location);
+            let to = self.portal.shown(&origin) + &self.portal.quoted(path);
+            return format!(
+                "{host} redirects [{name}] (status {status}) to {to}: give --url the portal's own address"
+            );
+        }
+        let mut words = format!("{host} answered [{name}] with status {status}");
+        match &reply.end {
+            // Only an error's text is shown, and a whole one: else it may hold the secret, or half a key.
+            End::Whole if status >= 300 => {
+                // What fails after the change was made may hold the secret in any form.
+                let unknown = call == Call::Regenerate && status >= 500;
+                let text = error_text(&reply.body);
+                if let Some(text) = text.or_else(|| free_text(&reply.body).filter(|_| !unknown)) {
+                    words += &format!(" ({})", self.portal.quoted(&text));
+                }
+            }
+            End::Whole if matches!(call, Call::Revoke | Call::Client) => {
+                words += " and a page that no portal sends";
+            }
+            End::Whole => {}
+            End::TooLong => words += " and more than 64 KiB",
+            End::Cut(why) => words += &format!(", cut short: {why}"),
+        }
+        words
+    }
+
+    /// One line for a request, with what follows from it. One that ends the run without an answer
+    /// has its line in the error.
+    fn log_outcome(&self, call: Call, outcome: &Result<Reply, Failure>, follows: &str) {
+        let was = match outcome {
+            Err(_) if follows.is_empty() => return,
+            Err(Failure::Refused(why) | Failure::NotSent(why)) => format!("Not sent: {why}"),
+            Err(Failure::NoReply(why)) => format!("No answer: {why}"),
+            Ok(Reply {
+                status: status @ 200..=299,
+                end: End::Cut(why),
+                ..
+            }) => {
+                format!("Status: {status}, cut short: {why}")
+            }
+            Ok(reply) => format!("Status: {}", reply.status),
+        };
+        self.log(&format!("[{}] {was}{follows}", call.name()));
+    }
+
+    fn log(&self, line: &str) {
+        if !self.options.quiet {
+            say(line);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -559,6 +574,7 @@ mod tests {
             )
         };
         assert_eq!(too_long(Regenerate), Verdict::Unknown);
+        assert_eq!(too_long(Revoke), Verdict::Refused);
         assert_eq!(too_long(Token), Verdict::Done);
         for (call, status, cut, wanted) in [
             (Regenerate, 200, false, Verdict::Done),

@@ -4,7 +4,7 @@
 //! nothing that is not async-signal-safe (signal-safety(7)): stat, unlink, poll, write, _exit.
 
 use std::ffi::{CString, c_char, c_int};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -54,12 +54,20 @@ pub fn handle() {
     // of the write, and not the end of the run.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let handler: extern "C" fn(c_int) = end;
-        // SAFETY: `end` is async-signal-safe, and has the form that signal(2) wants.
+        // SAFETY: the structures are valid, `end` is async-signal-safe and has the form that
+        // sigaction(2) wants.
         unsafe {
-            if libc::signal(signal, handler as libc::sighandler_t) == libc::SIG_IGN {
-                libc::signal(signal, libc::SIG_IGN);
+            let mut action: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &mut action);
+            if action.sa_sigaction == libc::SIG_IGN {
+                continue;
             }
+            let handler: extern "C" fn(c_int) = end;
+            action.sa_sigaction = handler as libc::sighandler_t;
+            action.sa_flags = 0;
+            // One line, whichever comes second.
+            libc::sigfillset(&mut action.sa_mask);
+            libc::sigaction(signal, &action, ptr::null_mut());
         }
     }
 }
@@ -82,11 +90,16 @@ extern "C" fn end(signal: c_int) {
             libc::unlink(file);
         }
         let note = NOTE.load(Ordering::SeqCst).as_ref().map_or("", |note| note);
+        let (mut line, mut length) = ([0; 512], 0);
         for text in ["docspace-rotate: ended by ", name, note, "\n"] {
-            // Where stderr is gone or full, nothing is left to be done about it.
-            if is_ready(libc::STDERR_FILENO, libc::POLLOUT, Duration::ZERO) {
-                libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+            for byte in text.bytes().take(line.len() - length) {
+                line[length] = byte;
+                length += 1;
             }
+        }
+        // Where stderr is gone or full, nothing is left to be done about it.
+        if is_ready(libc::STDERR_FILENO, libc::POLLOUT, Duration::ZERO) {
+            libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length);
         }
         libc::_exit(128 + signal);
     }

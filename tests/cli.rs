@@ -20,6 +20,37 @@ fn help_and_version_need_no_setting() {
     }
 }
 
+#[test]
+fn help_may_be_cut_short_and_says_where_it_cannot_be_printed() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    drop(reader);
+    while std::io::Write::write(&mut writer, b"x").is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(
+        program()
+            .arg("--help")
+            .stdout(writer)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    assert_eq!(
+        program()
+            .arg("--help")
+            .stdout(full)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .code(),
+        Some(2)
+    );
+}
+
 /// Arguments and variables on top of a setting that works, and the error line they get.
 type Mistake = (
     &'static [&'static str],
@@ -54,7 +85,7 @@ fn mistakes_send_nothing() {
         (
             &["--url", "http://127.0.0.1.invalid"],
             &[],
-            "--url: http:// would send the key unencrypted to 127.0.0.1.invalid: use https://, or give --allow-http",
+            "--url: http:// would send the key unencrypted: use https://, or give --allow-http",
         ),
         (
             &["--url", "https://user:hush@portal.invalid"],
@@ -263,7 +294,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
         (
             &[],
             Some(("http_proxy", &proxy)),
-            "http_proxy: an http:// address would send the key unencrypted to the proxy [hidden]:1: use https://, or give --allow-http",
+            "http_proxy: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
         ),
     ] {
         let refused = run(rotate(&stand).args(args).envs(env));

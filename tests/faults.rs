@@ -9,16 +9,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use portal::{
-    Act, BEARER, Certificates, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, on, reply,
+    Act, BEARER, Certificates, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on,
+    reply,
 };
 use run::{Folder, Run, rotate, run};
 
 const UNCHANGED: &str = "; the client's secret is as it was; run again later";
 const UNKNOWN: &str = "; the client may or may not have a new secret; take the old one for dead and run again in some minutes";
-
-fn line() -> String {
-    format!("{SECRET}\n")
-}
 
 /// Runs the cases on some threads, as most of their time is waiting.
 fn for_each<T: Send>(cases: Vec<T>, test: impl Fn(T) + Sync) {
@@ -58,8 +55,8 @@ fn is_state(run: &Run, status: i32, words: &str) {
 mod sent_or_not {
     use super::*;
 
-    /// The reset comes after each number of bytes that a server sends in the handshake; the flight
-    /// is as long each time, as Ed25519 signatures are.
+    /// The reset comes after some number of the bytes that a server sends in the handshake, up to the
+    /// last; the flight is as long each time, as Ed25519 signatures are.
     #[test]
     fn a_reset_in_the_handshake_is_4_and_right_after_it_7() {
         let folder = Folder::new();
@@ -172,13 +169,9 @@ mod sent_or_not {
 
     #[test]
     fn nobody_there_and_no_name_are_4_for_a_patch_too() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
         let stand = Stand::script(vec![]);
         for url in [
-            format!("http://{closed}"),
+            "http://127.0.0.1:1".to_owned(),
             "https://portal.invalid".to_owned(),
         ] {
             let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args([
@@ -194,6 +187,27 @@ mod sent_or_not {
                 "{done}"
             );
         }
+    }
+
+    #[test]
+    fn each_request_is_judged_by_its_own_bytes() {
+        let folder = Folder::new();
+        let certificates = Certificates::new();
+        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let mut script = good_run();
+        script[0] = Step::Request("GET token", vec![Act::Send(reply("token-200")), Act::Close]);
+        script.insert(1, Step::Accepted(vec![Act::Reset]));
+        let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
+        let done = run(rotate(&stand).arg("--cacert").arg(&ca));
+        assert_eq!(
+            (done.status, done.stdout.as_str()),
+            (Some(0), line().as_str()),
+            "{done}"
+        );
+        assert!(
+            done.stderr.contains("[PATCH regenerate] Not sent: "),
+            "{done}"
+        );
     }
 
     /// The portal is away when the run begins, and comes in time.
@@ -364,6 +378,18 @@ mod repeats {
     }
 
     #[test]
+    fn waits_double() {
+        let bad = || on("GET token", reply("gateway-502"));
+        let mut script = good_run();
+        script.splice(0..0, [bad(), bad()]);
+        let stand = Stand::script(script);
+        let done = run(&mut rotate(&stand));
+        assert_eq!(done.status, Some(0), "{done}");
+        let first = "[GET token] Status: 502, trying again in 1 s\n[GET token] Status: 502, trying again in 2 s\n";
+        assert!(done.stderr.starts_with(first), "{done}");
+    }
+
+    #[test]
     fn a_cut_signature_is_fetched_again() {
         let whole = reply("token-200");
         let stand = Stand::script(vec![
@@ -408,12 +434,17 @@ mod repeats {
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", reply("delete-200")),
         ]);
-        let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER));
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(0), line().as_str()),
-            "{done}"
-        );
+        let log = [
+            "[PATCH regenerate] Status: 429, so signing in first",
+            "[GET token] Status: 404",
+            "[PATCH regenerate] Trying again in 0.02 s",
+            "[PATCH regenerate] Status: 429, trying again in 0.02 s",
+            "[PATCH regenerate] Status: 200",
+            "Client secret has been regenerated.",
+            "[DELETE revoke] Status: 200",
+            "Client consent revoked for client ID.",
+        ];
+        run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(0, &line(), &log);
     }
 
     #[test]
@@ -633,6 +664,12 @@ mod replies {
             b"HTTP/1.1 -200 \r\n\r\n".to_vec(),
             good.clone().into_bytes(),
             endless,
+            [
+                &b"HTTP/1.1 200 \r\nX: "[..],
+                &[b'x'; 17 * 1024],
+                b"\r\n\r\n",
+            ]
+            .concat(),
             [&b"HTTP/1.1 200 "[..], &mib].concat(),
             [&b"HTTP/1.1 200 \r\nX: "[..], &mib].concat(),
             http("200 ", "", mib.repeat(10)),
@@ -696,7 +733,7 @@ mod replies {
             .into_bytes(),
             chunked(good.as_bytes(), 1),
             json(format!("\n\t {good} \r\n")),
-            json(format!("{good}{}", " ".repeat(60_000))),
+            json(format!("{good}{}", " ".repeat(64 * 1024 - good.len()))),
             json(format!(
                 r#"{{"client_secret":"{SECRET}","extra":{}}}"#,
                 "[".repeat(100) + &"]".repeat(100)

@@ -7,20 +7,16 @@ mod run;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
-use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply};
+use portal::{Act, SECRET, Stand, Step, good_run, http, line, on, reply};
 use run::{Folder, finished, rotate, run, start};
-
-fn line() -> String {
-    format!("{SECRET}\n")
-}
 
 fn regenerate_alone() -> Stand {
     Stand::script(vec![
@@ -107,12 +103,14 @@ fn without_a_secret_a_new_file_goes_and_an_old_one_stays_as_it_was() {
 #[test]
 fn a_bad_output_is_2_and_nothing_is_sent() {
     let folder = Folder::new();
-    let read_only = folder.path("missing/file");
+    let missing = folder.path("missing/file");
     let dangling = folder.path("dangling");
     symlink(folder.path("nowhere/file"), &dangling).unwrap();
+    let escape = Path::new("missing/\u{1b}[2J");
     for (file, why) in [
+        (escape, "No such file or directory"),
         (folder.as_ref(), "Is a directory"),
-        (&read_only, "No such file or directory"),
+        (&missing, "No such file or directory"),
         (&dangling, "it is a link to nothing"),
         (Path::new("/proc/version"), "Permission denied"),
     ] {
@@ -125,7 +123,7 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         let refused = run(&mut to(&stand, file));
         let error = format!(
             "docspace-rotate: --output: can't write to {}: {why}; nothing was sent. Try --help",
-            file.display()
+            file.display().to_string().escape_debug()
         );
         refused.is(2, "", &[&error]);
         assert_eq!(stand.connections(), 0);
@@ -157,17 +155,25 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
 
 #[test]
 fn a_closed_pipe_is_6_and_nothing_is_revoked() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // Until no child of another test holds its end any more, which it does from fork to exec.
+    while writer.write(b"x").is_ok() {
+        thread::sleep(Duration::from_millis(1));
+    }
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
-    let mut child = start(command.arg("-q"));
-    drop(child.stdout.take());
+    let child = command
+        .arg("-q")
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     finished(&command, child.wait_with_output().unwrap()).is(
         6,
         "",
-        &[
-            "docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
-            the client has a new secret that may not have been handed over; fix the output, then run again",
-        ],
+        &["docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
+            the client has a new secret that may not have been handed over; fix the output, then run again"],
     );
 }
 
@@ -205,7 +211,7 @@ fn a_fifo_is_an_output_and_waits_for_its_reader() {
     let stand = Stand::script(good_run());
     let mut command = to(&stand, &fifo);
     let child = start(&mut command);
-    thread::sleep(std::time::Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(50));
     assert_eq!(
         stand.connections(),
         0,
@@ -398,29 +404,42 @@ fn half_a_secret_is_6_and_a_new_file_goes() {
     }
 }
 
-/// A pipe that takes nothing more, both ends of it.
-fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let nonblocking = |on| {
-        // SAFETY: the descriptor is open.
-        unsafe {
-            libc::fcntl(
-                writer.as_raw_fd(),
-                libc::F_SETFL,
-                if on { libc::O_NONBLOCK } else { 0 },
-            )
-        };
-    };
-    nonblocking(true);
-    while (&writer).write(&[b'x'; 4096]).is_ok() {}
-    while (&writer).write(b"x").is_ok() {}
-    nonblocking(false);
-    (reader, writer)
+#[test]
+fn an_old_file_keeps_its_content_where_nothing_can_be_written() {
+    let folder = Folder::new();
+    let old = folder.file("old", "old\n");
+    let stand = regenerate_alone();
+    let mut command = to(&stand, &old);
+    limit_files(&mut command, 0);
+    let lost = run(&mut command);
+    assert_eq!(lost.status, Some(6), "{lost}");
+    assert_eq!(fs::read_to_string(&old).unwrap(), "old\n");
+}
+
+#[test]
+fn a_file_that_took_the_place_of_a_new_one_stays() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let other = folder.file("other", "");
+    let (answer, gate) = channel();
+    let refused = vec![Act::Wait(gate), Act::Send(reply("patch-404-unknown"))];
+    let stand = Stand::script(vec![
+        on("GET token", reply("token-200")),
+        Step::Request("PATCH regenerate", refused),
+    ]);
+    let mut command = to(&stand, &file);
+    let child = start(&mut command);
+    stand.wait_for(2);
+    fs::rename(&other, &file).unwrap();
+    drop(answer);
+    let lost = finished(&command, child.wait_with_output().unwrap());
+    assert_eq!(lost.status, Some(3), "{lost}");
+    assert!(file.exists());
 }
 
 #[test]
 fn a_stdout_that_nobody_reads_is_6_in_the_end() {
-    let (_reader, writer) = full_pipe();
+    let (_reader, writer) = run::full_pipe();
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
     let child = command
@@ -439,7 +458,7 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
 
 #[test]
 fn a_stderr_that_nobody_reads_costs_nothing() {
-    let (_reader, writer) = full_pipe();
+    let (_reader, writer) = run::full_pipe();
     let stand = Stand::script(good_run());
     let mut command = rotate(&stand);
     let child = command

@@ -10,7 +10,7 @@ mod run;
 use std::process::Command;
 use std::time::Duration;
 
-use portal::{Act, BEARER, Certificates, KEY, SECRET, Stand, Step, good_run};
+use portal::{Act, BEARER, Certificates, KEY, Stand, Step, good_run, line};
 use proxy::{Proxy, Then};
 use run::{Folder, Run, rotate, run};
 
@@ -49,10 +49,6 @@ impl Scene {
         command.arg("--cacert").arg(self.folder.path("ca.pem"));
         command
     }
-}
-
-fn line() -> String {
-    format!("{SECRET}\n")
 }
 
 /// The password in a proxy's address is in no output.

@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::{Duration, SystemTime};
 
-use portal::{Act, CLIENT, Certificates, KEY, SECRET, Stand, Step, good_run, reply};
+use portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply};
 use run::{Folder, finished, run, skipped, start};
 
 const BUILD: &str = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target ARCH-unknown-linux-gnu";
@@ -147,10 +147,6 @@ fn in_root(root: &Folder, url: &str) -> Command {
         );
     }
     command
-}
-
-fn line() -> String {
-    format!("{SECRET}\n")
 }
 
 #[test]

@@ -6,21 +6,36 @@ mod portal;
 mod run;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
-use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply};
-use run::{Folder, finished, rotate, start};
+use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
+use run::{Folder, finished, start};
 
 fn send(child: &Child, signal: i32) {
     // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
+/// The program, to which no signal is ignored whatever runs the tests.
+fn rotate(stand: &Stand) -> Command {
+    let mut command = run::rotate(stand);
+    // SAFETY: signal(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    command
+}
+
 /// Sends the signal when so many requests have come, and takes the answer to the last of them away.
 fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
-    let (_answer, gate) = channel();
+    let (answer, gate) = channel();
     let mut script = good_run();
     if args.contains(&"revoke") {
         script.remove(1);
@@ -35,7 +50,7 @@ fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
     stand.wait_for(request);
     send(&child, signal);
     let done = finished(&command, child.wait_with_output().unwrap());
-    drop(_answer);
+    drop(answer);
     done
 }
 
@@ -73,17 +88,96 @@ fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
     ]);
     let mut command = rotate(&stand);
     let mut child = start(&mut command);
-    let mut log = String::new();
-    let mut stderr = child.stderr.take().unwrap();
-    while !log.contains("trying again in 60 s\n") {
-        let mut byte = [0];
-        std::io::Read::read_exact(&mut stderr, &mut byte).unwrap();
-        log.push(byte[0].into());
-    }
-    child.stderr = Some(stderr);
+    read_until(&mut child, "trying again in 60 s\n");
     send(&child, libc::SIGTERM);
     let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate]; the client's secret is as it was; run again later";
     finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+}
+
+/// Reads the log up to this text.
+fn read_until(child: &mut Child, text: &str) {
+    let mut log = String::new();
+    let stderr = child.stderr.as_mut().unwrap();
+    while !log.contains(text) {
+        let mut byte = [0];
+        stderr
+            .read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{error}: {log}"));
+        log.push(byte[0].into());
+    }
+}
+
+#[test]
+fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
+    let mut script = good_run();
+    script[2] = on("DELETE revoke", http("429 ", "Retry-After: 60", ""));
+    let stand = Stand::script(script);
+    let mut command = rotate(&stand);
+    let mut child = start(&mut command);
+    read_until(&mut child, "trying again in 60 s\n");
+    send(&child, libc::SIGINT);
+    let error = "docspace-rotate: ended by SIGINT before another [DELETE revoke]; the new secret is handed over, but the consent may still stand; run again with --only revoke";
+    finished(&command, child.wait_with_output().unwrap()).is(130, &format!("{SECRET}\n"), &[error]);
+}
+
+#[test]
+fn a_signal_before_anything_is_sent_says_so() {
+    let folder = Folder::new();
+    let fifo = folder.path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let stand = Stand::script(vec![]);
+    let mut command = rotate(&stand);
+    command
+        .env_remove("DOCSPACE_API_KEY")
+        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    let child = start(&mut command);
+    // Opening it for writing waits until the program has opened it.
+    let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    send(&child, libc::SIGTERM);
+    let error = "docspace-rotate: ended by SIGTERM before anything was sent; the client's secret is as it was; run again later";
+    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+}
+
+#[test]
+fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
+    let (_reader, writer) = run::full_pipe();
+    let stand = Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]));
+    let mut command = rotate(&stand);
+    let mut child = command
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    read_until(&mut child, "Client secret has been regenerated.\n");
+    send(&child, libc::SIGTERM);
+    let error = "docspace-rotate: ended by SIGTERM while the new secret was being written; the client has a new secret that may not have been handed over; fix the output, then run again";
+    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+}
+
+#[test]
+fn a_file_that_another_run_has_filled_stays() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let (answer, gate) = channel();
+    let stand = Stand::script(signed_in([Step::Request(
+        "PATCH regenerate",
+        vec![Act::Wait(gate)],
+    )]));
+    let mut command = rotate(&stand);
+    let child = start(command.arg("-q").arg("--output").arg(&file));
+    stand.wait_for(2);
+    fs::write(&file, "another run's\n").unwrap();
+    send(&child, libc::SIGTERM);
+    let done = finished(&command, child.wait_with_output().unwrap());
+    drop(answer);
+    assert_eq!(done.status, Some(143), "{done}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "another run's\n");
 }
 
 #[test]

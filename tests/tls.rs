@@ -5,12 +5,8 @@ mod portal;
 #[path = "portal/run.rs"]
 mod run;
 
-use portal::{Certificates, SECRET, Stand, good_run};
+use portal::{Certificates, Stand, good_run, line};
 use run::{Folder, rotate, run};
-
-fn line() -> String {
-    format!("{SECRET}\n")
-}
 
 #[test]
 fn a_named_ca_is_trusted_on_one_connection() {

@@ -5,7 +5,7 @@ mod portal;
 #[path = "portal/run.rs"]
 mod run;
 
-use portal::{Act, CLIENT, SECRET, Stand, Step, good_run, http, json, on, reply, signed_in};
+use portal::{Act, CLIENT, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
 use run::{Run, rotate, run};
 
 const LOG: [&str; 5] = [
@@ -15,10 +15,6 @@ const LOG: [&str; 5] = [
     "[DELETE revoke] Status: 200",
     "Client consent revoked for client ID.",
 ];
-
-fn line() -> String {
-    format!("{SECRET}\n")
-}
 
 fn verified(acts: Vec<Act>) -> (Stand, Run) {
     let mut script = good_run();

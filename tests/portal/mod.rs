@@ -27,6 +27,11 @@ pub const KEY: &str = "sk-4f1d9c0b7a6e5d3c2b1a0f9e8d7c6b5a";
 /// A bearer token that is no API key.
 pub const BEARER: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJiZWFyZXIifQ.b2Ytc29tZS1vdGhlci1raW5k";
 
+/// What the program prints for `patch-200`.
+pub fn line() -> String {
+    format!("{SECRET}\n")
+}
+
 /// The bytes of a recorded reply.
 pub fn reply(name: &str) -> Vec<u8> {
     let path = format!(

@@ -4,9 +4,13 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use crate::portal::{BEARER, CLIENT, KEY, SECRET, SIGNATURE, Stand};
 
@@ -40,7 +44,23 @@ pub struct Run {
 
 /// Runs it to its end. Whatever the test is about, the log must hold no secret and break no terminal.
 pub fn run(command: &mut Command) -> Run {
-    let output = command.output().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A run that hangs is ended, so that its test fails and says what it was.
+    let (over, watched) = mpsc::channel::<()>();
+    let id = child.id();
+    let watchdog = thread::spawn(move || {
+        if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+            // SAFETY: a plain system call, to a child that is not yet waited for.
+            unsafe { libc::kill(id as i32, libc::SIGKILL) };
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(over);
+    watchdog.join().unwrap();
     finished(command, output)
 }
 
@@ -118,6 +138,26 @@ impl fmt::Display for Run {
             "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
         )
     }
+}
+
+/// A pipe that takes nothing more, both ends of it.
+pub fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    let nonblocking = |on| {
+        // SAFETY: the descriptor is open.
+        unsafe {
+            libc::fcntl(
+                writer.as_raw_fd(),
+                libc::F_SETFL,
+                if on { libc::O_NONBLOCK } else { 0 },
+            )
+        };
+    };
+    nonblocking(true);
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    while (&writer).write(b"x").is_ok() {}
+    nonblocking(false);
+    (reader, writer)
 }
 
 /// Says past the test runner, which swallows what a test prints, that something was not tested.
