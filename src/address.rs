@@ -149,15 +149,18 @@ impl Proxy {
         let (protocol, default_port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Protocol::Http, 1080),
             "https" => (Protocol::Https, 443),
-            "socks4" | "socks4a" => (Protocol::Socks4, 1080),
-            "socks" | "socks5" | "socks5h" => (Protocol::Socks5, 1080),
+            "socks" | "socks4" | "socks4a" => (Protocol::Socks4, 1080),
+            "socks5" | "socks5h" => (Protocol::Socks5, 1080),
             _ => {
                 return Err(
                     "no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
                 );
             }
         };
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if path.contains('@') {
+            return Err("no usable proxy: bad user or password (write special characters as %XX)");
+        }
         let (credentials, authority) = match authority.rsplit_once('@') {
             Some((credentials, authority)) => (Some(Secret::new(credentials)), authority),
             None => (None, authority),
@@ -253,51 +256,40 @@ fn is_name(host: &str) -> bool {
     ipv4 || (name.len() <= 253 && name.split('.').all(label) && !number)
 }
 
-/// Whether the list in `no_proxy` names the host: `*`, an address or a block of them, or a name,
-/// which covers its subdomains.
+/// Whether the list in `no_proxy` names the host: it is `*` and nothing else, or one of its entries is
+/// the address, a block of addresses, or a name, which covers its subdomains.
 fn bypasses(list: &str, host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
-    list.split([',', ' ', '\t'])
-        .filter(|entry| !entry.is_empty())
-        .any(|entry| {
-            if entry == "*" {
-                return true;
-            }
-            match host.parse::<IpAddr>() {
-                Ok(ip) => covers(entry, ip),
-                Err(_) => {
-                    let entry = entry.to_ascii_lowercase();
-                    let entry = entry.strip_prefix('.').unwrap_or(&entry);
-                    let entry = entry.strip_suffix('.').unwrap_or(entry);
-                    let above = host.strip_suffix(entry);
-                    !entry.is_empty()
-                        && above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
-                }
-            }
-        })
+    let ip = host.parse::<IpAddr>();
+    let names = |entry: &str| match ip {
+        Ok(ip) => covers(entry, ip),
+        Err(_) => {
+            let entry = entry.to_ascii_lowercase();
+            let entry = entry.strip_prefix('.').unwrap_or(&entry);
+            let entry = entry.strip_suffix('.').unwrap_or(entry);
+            let above = host.strip_suffix(entry);
+            !entry.is_empty() && above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+        }
+    };
+    list == "*" || list.split([',', ' ', '\t']).any(names)
 }
 
-/// Whether `entry`, an address or a block such as `10.0.0.0/8`, covers the address.
+/// Whether `entry`, an address or a block such as `10.0.0.0/8`, covers the address. As with curl, a
+/// block of 0 bits is the one address.
 fn covers(entry: &str, ip: IpAddr) -> bool {
     let (address, bits) = match entry.split_once('/') {
         Some((address, bits)) => (address, bits.parse::<u32>().ok()),
-        None => (entry, Some(128)),
+        None => (entry, Some(0)),
     };
-    let address = address.trim_start_matches('[').trim_end_matches(']');
     let (Ok(address), Some(bits)) = (address.parse::<IpAddr>(), bits) else {
         return false;
     };
-    match (address, ip) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            let differing = u32::from(a) ^ u32::from(b);
-            differing.leading_zeros() >= bits.min(32)
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            let differing = u128::from(a) ^ u128::from(b);
-            differing.leading_zeros() >= bits.min(128)
-        }
-        _ => false,
-    }
+    let (same, all) = match (address, ip) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => ((u32::from(a) ^ u32::from(b)).leading_zeros(), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => ((u128::from(a) ^ u128::from(b)).leading_zeros(), 128),
+        _ => return false,
+    };
+    same >= if bits == 0 { all } else { bits } && bits <= all
 }
 
 #[cfg(test)]
@@ -495,6 +487,8 @@ mod tests {
             "http://user:hush@p:x",
             "http://user:hush@p q",
             "socks4://user:hush@p",
+            "socks://user:hush@p",
+            "http://user:hu/sh@p",
             "hush://",
             "://hush",
         ] {
@@ -519,7 +513,8 @@ mod tests {
     fn no_proxy_lists() {
         for (list, host, bypassed) in [
             ("*", "portal.example", true),
-            ("a,*", "portal.example", true),
+            ("a,*", "portal.example", false),
+            (" *", "portal.example", false),
             ("", "portal.example", false),
             (",, ,", "portal.example", false),
             (".", "portal.example", false),
@@ -537,10 +532,14 @@ mod tests {
             ("0.0.1", "127.0.0.1", false),
             ("127.0.0.0/8", "127.9.9.9", true),
             ("10.0.0.0/9", "10.128.0.1", false),
-            ("10.0.0.0/0", "192.0.2.1", true),
+            ("10.0.0.0/0", "192.0.2.1", false),
+            ("192.0.2.1/0", "192.0.2.1", true),
+            ("192.0.2.1/32", "192.0.2.1", true),
+            ("192.0.2.1/33", "192.0.2.1", false),
+            ("::1/129", "::1", false),
             ("10.0.0.0/x", "10.0.0.1", false),
             ("::1", "::1", true),
-            ("[::1]", "::1", true),
+            ("[::1]", "::1", false),
             ("2001:db8::/32", "2001:db8:1::5", true),
             ("2001:db8::/32", "2001:db9::5", false),
             ("127.0.0.1", "::1", false),

@@ -48,8 +48,8 @@ Exit status: the state that the client is in
   6  new secret made, but it could not be written: fix the output, run again
   7  unknown: the change may have happened; take the old secret for dead and
      run again in some minutes
-  8  --verify only: handed over and revoked, but the portal does not take the
-     new secret, or could not be asked: run again, one at a time
+  8  --verify only: handed over, but the portal does not take the new secret,
+     or could not be asked: run again, one at a time
 Running it again is always the cure: a new secret replaces whatever there was.
 Ended by SIGINT or SIGTERM: 130 or 143, with a line that says how far it was.
 ";

@@ -71,6 +71,21 @@ impl Output {
         }
     }
 
+    /// Sees that [`Output::open`] would do. A FIFO is not opened, as its reader would take the end of
+    /// this for the end of all.
+    ///
+    /// # Errors
+    ///
+    /// [`State::Usage`], naming the file.
+    pub fn test(path: Option<&Path>, deadline: Instant) -> Result<(), Error> {
+        let fifo = path.is_some_and(|path| !is_stdout(path) && is_fifo(path).unwrap_or(false));
+        if fifo {
+            Ok(())
+        } else {
+            Output::open(path, deadline).map(drop)
+        }
+    }
+
     /// Writes one line and sees it out of this process, waiting until the deadline for a full pipe.
     /// A file is written over in place and cut to length, so a bind mount, a FIFO and a device do as well.
     ///
@@ -148,7 +163,7 @@ fn create(path: &Path) -> io::Result<File> {
 fn open_existing(path: &Path, deadline: Instant) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true);
-    if !fs::metadata(path)?.file_type().is_fifo() {
+    if !is_fifo(path)? {
         return options.open(path);
     }
     loop {
@@ -172,6 +187,10 @@ fn open_existing(path: &Path, deadline: Instant) -> io::Result<File> {
             }
         }
     }
+}
+
+fn is_fifo(path: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(path)?.file_type().is_fifo())
 }
 
 /// Stdout, where it can be written to. Not through [`io::Stdout`], to which an error of a closed

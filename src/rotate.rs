@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut job = Job::new(options)?;
     match options.steps {
         Steps::Check => {
-            job.open_output()?;
+            Output::test(options.output.as_deref(), job.deadline)?;
             job.check()
         }
         Steps::Revoke => job.revoke(),
@@ -473,7 +473,8 @@ impl Job<'_> {
         let mut words = format!("{host} answered [{name}] with status {status}");
         match &reply.end {
             // Only an error's text is shown, and a whole one: else it may hold the secret, or half a key.
-            End::Whole if status >= 300 => {
+            // An introspection's may hold it as a form has it.
+            End::Whole if status >= 300 && call != Call::Introspect => {
                 // What fails after the change was made may hold the secret in any form.
                 let unknown = call == Call::Regenerate && status >= 500;
                 let text = error_text(&reply.body);

@@ -173,6 +173,27 @@ fn the_output_is_tested_and_left_as_it_was() {
 }
 
 #[test]
+fn a_fifo_is_left_alone() {
+    let folder = Folder::new();
+    let fifo = folder.path("fifo");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
+    // Nobody reads it: opened, it would be waited for.
+    let done = run(rotate(&stand)
+        .args(CHECK)
+        .args(["--timeout", "5"])
+        .arg("--output")
+        .arg(fifo));
+    assert_eq!(done.status, Some(0), "{done}");
+}
+
+#[test]
 fn only_safe_requests_are_made() {
     let stand = Stand::real(None);
     run(rotate(&stand).args(CHECK).arg("-q")).is(0, "", &[]);

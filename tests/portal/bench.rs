@@ -28,7 +28,7 @@ const headers = { Authorization: `Bearer ${key}` };
 const patch = await fetch(`${url}/regenerate`, { method: 'PATCH', headers });
 console.log((await patch.json()).client_secret);
 await (await fetch(`${url}/revoke`, { method: 'DELETE', headers })).text();
-process.exit(0); // Else it waits some seconds for its idle connection.
+process.exit(0); // Idle connections would hold it up.
 ";
 
 const PYTHON: &str = r"

@@ -246,7 +246,7 @@ impl Stand {
     fn start(
         tls: Option<Arc<ServerConfig>>,
         left: Arc<Mutex<Option<String>>>,
-        mut play: impl FnMut(Event) -> Vec<Act> + Send + 'static,
+        play: impl FnMut(Event) -> Vec<Act> + Send + 'static,
     ) -> Stand {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut stand = Stand {
@@ -262,18 +262,26 @@ impl Stand {
         let (requests, connections) = (stand.requests.clone(), stand.connections.clone());
         let (bytes, stop) = (stand.bytes.clone(), stand.stop.clone());
         stand.thread = Some(thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                if stop.load(Ordering::SeqCst) {
-                    break;
+            let play = Mutex::new(play);
+            let (play, requests, stop) = (&play, &*requests, &*stop);
+            thread::scope(|scope| {
+                for stream in listener.incoming() {
+                    let stream = stream.unwrap();
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let connection = connections.fetch_add(1, Ordering::SeqCst) + 1;
+                    let (tls, bytes) = (tls.clone(), bytes.clone());
+                    scope.spawn(move || {
+                        let mut play = |event: Event| play.lock().unwrap()(event);
+                        let wire = Wire::new(stream, bytes);
+                        // What the client does to a connection is for the test to judge.
+                        let _ = wire.and_then(|wire| {
+                            serve(wire, connection, tls, requests, stop, &mut play)
+                        });
+                    });
                 }
-                let connection = connections.fetch_add(1, Ordering::SeqCst) + 1;
-                // What the client does to a connection is for the test to judge, not for the stand-in.
-                let wire = Wire::new(stream, bytes.clone());
-                let _ = wire.and_then(|wire| {
-                    serve(wire, connection, tls.clone(), &requests, &stop, &mut play)
-                });
-            }
+            });
         }));
         stand
     }
