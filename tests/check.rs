@@ -175,14 +175,7 @@ fn the_output_is_tested_and_left_as_it_was() {
 #[test]
 fn a_fifo_is_left_alone() {
     let folder = Folder::new();
-    let fifo = folder.path("fifo");
-    assert!(
-        std::process::Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = folder.fifo();
     let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
     // Nobody reads it: opened, it would be waited for.
     let done = run(rotate(&stand)

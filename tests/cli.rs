@@ -313,14 +313,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
 #[test]
 fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let folder = Folder::new();
-    let fifo = folder.path("fifo");
-    assert!(
-        std::process::Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = folder.fifo();
     let stand = Stand::script(good_run());
     let mut command = rotate(&stand);
     command

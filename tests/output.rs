@@ -192,22 +192,10 @@ fn dev_stdout_is_an_output() {
     run(&mut to(&stand, Path::new("/dev/stdout"))).is(0, &line(), &[]);
 }
 
-fn fifo(folder: &Folder) -> std::path::PathBuf {
-    let path = folder.path("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&path)
-            .status()
-            .unwrap()
-            .success()
-    );
-    path
-}
-
 #[test]
 fn a_fifo_is_an_output_and_waits_for_its_reader() {
     let folder = Folder::new();
-    let fifo = fifo(&folder);
+    let fifo = folder.fifo();
     let stand = Stand::script(good_run());
     let mut command = to(&stand, &fifo);
     let child = start(&mut command);
@@ -230,7 +218,7 @@ fn a_fifo_is_an_output_and_waits_for_its_reader() {
 #[test]
 fn a_fifo_that_nobody_reads_is_2_when_the_time_is_up() {
     let folder = Folder::new();
-    let fifo = fifo(&folder);
+    let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
     let refused = run(to(&stand, &fifo).args(["--timeout", "0.2"]));
     let error = format!(

@@ -9,18 +9,10 @@ use std::fs;
 use std::process::Stdio;
 
 use portal::{
-    Act, BEARER, CLIENT, KEY, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line,
-    on, reply, signed_in,
+    Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json,
+    line, on, reply, signed_in,
 };
 use run::{rotate, run};
-
-const LOG: [&str; 5] = [
-    "[GET token] Status: 200",
-    "[PATCH regenerate] Status: 200",
-    "Client secret has been regenerated.",
-    "[DELETE revoke] Status: 200",
-    "Client consent revoked for client ID.",
-];
 
 fn names(stand: &Stand) -> Vec<String> {
     stand.requests().iter().map(Request::name).collect()

@@ -326,19 +326,7 @@ fn as_process_1_it_ends_at_a_signal() {
         .env("DOCSPACE_API_KEY", KEY);
     let child = start(&mut command);
     stand.wait_for(2);
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let inner: i32 = fs::read_to_string(children)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
-    assert!(
-        status
-            .lines()
-            .any(|l| l.starts_with("NSpid:") && l.ends_with("\t1")),
-        "{status}"
-    );
+    let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
     let done = finished(&command, child.wait_with_output().unwrap());

@@ -123,14 +123,7 @@ fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
 #[test]
 fn a_signal_before_anything_is_sent_says_so() {
     let folder = Folder::new();
-    let fifo = folder.path("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);
     command
@@ -263,19 +256,7 @@ fn as_process_1_it_ends_all_the_same() {
     }
     let child = start(command.arg("-q"));
     stand.wait_for(2);
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let inner: i32 = fs::read_to_string(children)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
-    assert!(
-        status
-            .lines()
-            .any(|l| l.starts_with("NSpid:") && l.ends_with("\t1")),
-        "{status}"
-    );
+    let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
     let done = finished(&command, child.wait_with_output().unwrap());

@@ -5,16 +5,10 @@ mod portal;
 #[path = "portal/run.rs"]
 mod run;
 
-use portal::{Act, CLIENT, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
+use portal::{
+    Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in,
+};
 use run::{Run, rotate, run};
-
-const LOG: [&str; 5] = [
-    "[GET token] Status: 200",
-    "[PATCH regenerate] Status: 200",
-    "Client secret has been regenerated.",
-    "[DELETE revoke] Status: 200",
-    "Client consent revoked for client ID.",
-];
 
 fn verified(acts: Vec<Act>) -> (Stand, Run) {
     let mut script = good_run();

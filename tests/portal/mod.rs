@@ -27,6 +27,15 @@ pub const KEY: &str = "sk-4f1d9c0b7a6e5d3c2b1a0f9e8d7c6b5a";
 /// A bearer token that is no API key.
 pub const BEARER: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJiZWFyZXIifQ.b2Ytc29tZS1vdGhlci1raW5k";
 
+/// What the program logs of a whole run with an API key.
+pub const LOG: [&str; 5] = [
+    "[GET token] Status: 200",
+    "[PATCH regenerate] Status: 200",
+    "Client secret has been regenerated.",
+    "[DELETE revoke] Status: 200",
+    "Client consent revoked for client ID.",
+];
+
 /// What the program prints for `patch-200`.
 pub fn line() -> String {
     format!("{SECRET}\n")

@@ -160,6 +160,16 @@ pub fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
     (reader, writer)
 }
 
+/// The one child of a process, which is process 1 of a namespace of its own.
+pub fn process_1(parent: &Child) -> i32 {
+    let children = format!("/proc/{0}/task/{0}/children", parent.id());
+    let inner = fs::read_to_string(children).unwrap().trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
+    let one = |line: &str| line.starts_with("NSpid:") && line.ends_with("\t1");
+    assert!(status.lines().any(one), "{status}");
+    inner.parse().unwrap()
+}
+
 /// Says past the test runner, which swallows what a test prints, that something was not tested.
 pub fn skipped(what: &str, why: &str) {
     let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
@@ -191,6 +201,19 @@ impl Folder {
     pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A new FIFO in it.
+    pub fn fifo(&self) -> PathBuf {
+        let path = self.path("fifo");
+        assert!(
+            Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         path
     }
 
