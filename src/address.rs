@@ -289,7 +289,8 @@ fn covers(entry: &str, ip: IpAddr) -> bool {
         (IpAddr::V6(a), IpAddr::V6(b)) => ((u128::from(a) ^ u128::from(b)).leading_zeros(), 128),
         _ => return false,
     };
-    same >= if bits == 0 { all } else { bits } && bits <= all
+    // More bits than there are cover nothing.
+    same >= if bits == 0 { all } else { bits }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Gives an ONLYOFFICE DocSpace OAuth client a new secret. The job is in [`rotate`].
 
-pub mod address;
+mod address;
 pub mod cli;
 pub mod error;
 pub mod io;
-pub mod output;
-pub mod portal;
-pub mod reply;
-pub mod retry;
+mod output;
+mod portal;
+mod reply;
+mod retry;
 pub mod rotate;
 pub mod secret;
-pub mod signal;
+mod signal;

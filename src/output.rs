@@ -71,21 +71,6 @@ impl Output {
         }
     }
 
-    /// Sees that [`Output::open`] would do. A FIFO is not opened, as its reader would take the end of
-    /// this for the end of all.
-    ///
-    /// # Errors
-    ///
-    /// [`State::Usage`], naming the file.
-    pub fn test(path: Option<&Path>, deadline: Instant) -> Result<(), Error> {
-        let fifo = path.is_some_and(|path| !is_stdout(path) && is_fifo(path).unwrap_or(false));
-        if fifo {
-            Ok(())
-        } else {
-            Output::open(path, deadline).map(drop)
-        }
-    }
-
     /// Writes one line and sees it out of this process, waiting until the deadline for a full pipe.
     /// A file is written over in place and cut to length, so a bind mount, a FIFO and a device do as well.
     ///
@@ -147,6 +132,8 @@ impl Drop for Output {
             // Nothing is left to tell if this fails: the run's own error is on its way.
             let _ = fs::remove_file(path);
         }
+        // What stands there from now on is another's.
+        signal::unfilled(None);
     }
 }
 
@@ -189,7 +176,8 @@ fn open_existing(path: &Path, deadline: Instant) -> io::Result<File> {
     }
 }
 
-fn is_fifo(path: &Path) -> io::Result<bool> {
+/// Whether the path leads to a FIFO.
+pub fn is_fifo(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.file_type().is_fifo())
 }
 

@@ -45,9 +45,9 @@ pub struct Portal {
 
 /// A question.
 #[derive(Debug)]
-pub struct Ask<'a> {
+pub struct Ask {
     /// Such as `GET`.
-    pub method: &'a str,
+    pub method: &'static str,
     /// The path below the portal's address.
     pub path: String,
     /// What goes along.

@@ -251,6 +251,27 @@ mod tests {
     }
 
     #[test]
+    fn kinds_of_content() {
+        for (kind, json) in [
+            (Some("application/json"), true),
+            (Some("application/json;charset=UTF-8"), true),
+            (Some("application/problem+json"), true),
+            (Some("text/html"), false),
+            (None, false),
+        ] {
+            let content_type = kind.map(str::to_owned);
+            assert_eq!(
+                is_json(&Reply {
+                    content_type,
+                    ..Reply::default()
+                }),
+                json,
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
     fn introspections() {
         let form = introspection("a-b", &Secret::new("a+b/c=&d%~"));
         let wanted = "client_id=a-b&client_secret=a%2Bb%2Fc%3D%26d%25%7E&token=docspace-rotate";

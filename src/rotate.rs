@@ -1,7 +1,7 @@
 //! The job: the steps in order, and what each answer means.
 //!
 //! ```text
-//! open the output -> [sign in] -> PATCH regenerate -> hand the secret over -> DELETE revoke
+//! open the output -> [sign in] -> PATCH regenerate -> hand the secret over -> DELETE revoke -> [verify]
 //! ```
 
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State};
 use crate::io::say;
-use crate::output::Output;
+use crate::output::{Output, is_fifo};
 use crate::portal::{Ask, Content, End, Failure, Portal, Reply};
 use crate::reply::{
     error_text, free_text, introspection, is_json, is_plain_success, new_secret, signature,
@@ -23,11 +23,11 @@ use crate::signal;
 /// A signature lives five minutes; an older one than this is fetched anew.
 const SIGNATURE_MAX_AGE: Duration = Duration::from_secs(4 * 60);
 
-/// How long a GET or a DELETE may take. The PATCH may use all the time that is left.
+/// How long any other call than the PATCH may take. The PATCH may use all the time that is left.
 const SAFE_CALL: Duration = Duration::from_secs(30);
 
-/// How long there is for the hand-over once there is a secret, and then for the revoke, even where
-/// the time is up.
+/// How long there is for the hand-over once there is a secret, then for the revoke, and then for the
+/// proof, even where the time is up.
 const LAST_STEP: Duration = Duration::from_secs(10);
 
 /// Does what the options ask for.
@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut job = Job::new(options)?;
     match options.steps {
         Steps::Check => {
-            Output::test(options.output.as_deref(), job.deadline)?;
+            job.test_output()?;
             job.check()
         }
         Steps::Revoke => job.revoke(),
@@ -92,6 +92,15 @@ impl<'a> Job<'a> {
             no_sign_in: None,
             step_until: None,
         })
+    }
+
+    /// Sees that the output can be opened. A FIFO is left alone: its reader would take the end of this
+    /// for the end of all.
+    fn test_output(&self) -> Result<(), Error> {
+        match &self.options.output {
+            Some(path) if is_fifo(path).unwrap_or(false) => Ok(()),
+            _ => self.open_output().map(drop),
+        }
     }
 
     fn open_output(&self) -> Result<Output, Error> {
@@ -234,11 +243,15 @@ impl<'a> Job<'a> {
         let until = self.step_until.unwrap_or(self.deadline);
         let limit = limit(call, until.saturating_duration_since(Instant::now()));
         let client = &self.options.client;
-        let content = match (call, self.portal.new_secret()) {
+        let content = match call {
             // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
-            (Call::Regenerate, _) => Content::KeyAndEmptyBody,
-            (Call::Introspect, Some(secret)) => Content::Form(introspection(client, secret)),
-            _ => Content::Key,
+            Call::Regenerate => Content::KeyAndEmptyBody,
+            // It gets no key, whatever happens.
+            Call::Introspect => Content::Form(match self.portal.new_secret() {
+                Some(secret) => introspection(client, secret),
+                None => Secret::new(""),
+            }),
+            Call::Token | Call::Client | Call::Revoke => Content::Key,
         };
         // A client's own reply holds its live secret, and perhaps a large logo.
         let status_only = call == Call::Client;
@@ -552,7 +565,8 @@ mod tests {
             }
             for status in [401, 403, 429] {
                 let signs_in = judge(call, &outcome(status, false), true) == Verdict::SignIn;
-                assert_eq!(signs_in, call.is_signed(), "{call:?} {status}");
+                let wants_signature = matches!(call, Client | Regenerate | Revoke);
+                assert_eq!(signs_in, wants_signature, "{call:?} {status}");
             }
             assert_eq!(judge(call, &outcome(429, true), false), Verdict::Again);
             for status in [101, 500, 502, 503, 504, 599, 999] {

@@ -78,7 +78,8 @@ impl Secret {
         jwt.then(|| Secret::new(text))
     }
 
-    /// The text itself. Only for a header, a request's body or the output.
+    /// The text itself. For a header, a request's body and the output, and to find it in what must not
+    /// hold it.
     pub fn expose(&self) -> &str {
         &self.0
     }

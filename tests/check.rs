@@ -173,6 +173,41 @@ fn the_output_is_tested_and_left_as_it_was() {
 }
 
 #[test]
+fn the_key_file_is_no_output() {
+    let folder = Folder::new();
+    let key = folder.file("key", portal::KEY);
+    let stand = Stand::script(vec![]);
+    let mut command = rotate(&stand);
+    command
+        .env_remove("DOCSPACE_API_KEY")
+        .env("DOCSPACE_API_KEY_FILE", &key);
+    let refused = run(command.args(CHECK).arg("--output").arg(&key));
+    assert_eq!(refused.status, Some(2), "{refused}");
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn a_signal_removes_nothing_that_came_to_the_output_later() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let (answer, gate) = std::sync::mpsc::channel();
+    let stand = Stand::script(signed_in([Step::Request(
+        "GET client",
+        vec![Act::Wait(gate)],
+    )]));
+    let mut command = rotate(&stand);
+    let child = run::start(command.args(CHECK).arg("-q").arg("--output").arg(&file));
+    stand.wait_for(2);
+    fs::write(&file, "").unwrap();
+    // SAFETY: a plain system call; the child is not yet waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let done = run::finished(&command, child.wait_with_output().unwrap());
+    drop(answer);
+    assert_eq!(done.status, Some(143), "{done}");
+    assert!(file.exists());
+}
+
+#[test]
 fn a_fifo_is_left_alone() {
     let folder = Folder::new();
     let fifo = folder.fifo();

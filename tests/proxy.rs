@@ -351,3 +351,18 @@ fn beyond_the_proxy_all_is_as_without_one() {
         "{done}"
     );
 }
+
+/// The limit on reaching a proxy is over, and the way through it stands.
+#[test]
+fn a_way_that_stands_is_held_to_no_limit_of_the_proxys() {
+    let mut script = good_run();
+    let late = vec![
+        Act::Sleep(Duration::from_millis(1500)),
+        Act::Send(portal::reply("delete-200")),
+    ];
+    script[2] = Step::Request("DELETE revoke", late);
+    let scene = Scene::new(script);
+    let proxy = scene.proxy(Then::Through);
+    let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
+    run(command.args(["--timeout", "1"])).is(0, &line(), &[]);
+}

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use portal::{CLIENT, KEY, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
+use portal::{Act, CLIENT, KEY, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
 use run::{Folder, run};
 
 fn readme() -> String {
@@ -43,7 +43,7 @@ fn path_with(store: &str, says: &str, status: i32) -> Folder {
     .unwrap();
     let here = folder.as_ref().display().to_string();
     let script = format!(
-        "#!/bin/sh\n[ \"$2\" = list ] && exit 0\necho \"$@\" > {here}/arguments\ncat > {here}/stored\nprintf '{says}'\nexit {status}\n"
+        "#!/bin/sh\n[ \"$2\" = list ] && exit ${{LIST:-0}}\necho \"$@\" > {here}/arguments\ncat > {here}/stored\nprintf '{says}'\nexit {status}\n"
     );
     let store = folder.file(store, script);
     fs::set_permissions(store, fs::Permissions::from_mode(0o755)).unwrap();
@@ -166,11 +166,9 @@ fn gitlab_ci() {
             "{done}"
         );
         if let Some(arguments) = stored(&path, "arguments") {
-            assert!(
-                arguments.ends_with("/projects/7/variables/DOCSPACE_CLIENT_SECRET\n"),
-                "{arguments}"
-            );
-            assert!(!arguments.contains(SECRET), "{arguments}");
+            let wanted = "-sS -o /dev/null -w %{http_code} -X PUT -H PRIVATE-TOKEN: token --data-urlencode value@- \
+                -d masked=true https://gitlab.invalid/api/v4/projects/7/variables/DOCSPACE_CLIENT_SECRET\n";
+            assert_eq!(arguments, wanted);
         }
     }
 }
@@ -264,4 +262,59 @@ fn kubernetes() {
         assert_eq!((done.status, done.stdout.as_str()), (Some(0), ""), "{done}");
     }
     assert_eq!(fs::read_to_string(new).unwrap(), format!("{SECRET}\n"));
+}
+
+#[test]
+fn a_traced_shell_shows_no_secret() {
+    for (section, opening, store, program) in [
+        ("### GitHub Actions", "run: |", "gh", "bash"),
+        ("### GitLab CI", "- |", "curl", "sh"),
+    ] {
+        let script = format!("set -x\n{}", block(section, opening));
+        let (_, steps, _) = runs().swap_remove(0);
+        let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
+        let done = run(&mut shell(program, &path, &stand, &script));
+        assert_eq!(done.status, Some(0), "{done}");
+        assert_eq!(stored(&path, "stored").as_deref(), Some(SECRET));
+    }
+}
+
+#[test]
+fn a_store_that_is_not_open_to_the_job_costs_nothing() {
+    let script = block("### GitHub Actions", "run: |");
+    let (path, stand) = (path_with("gh", "", 0), Stand::script(vec![]));
+    let status = shell("bash", &path, &stand, &script)
+        .env("LIST", "4")
+        .status()
+        .unwrap();
+    assert_eq!((status.code(), stand.connections()), (Some(1), 0));
+}
+
+#[test]
+fn a_cancelled_job_stores_what_came() {
+    for (section, opening, store, program) in [
+        ("### GitHub Actions", "run: |", "gh", "bash"),
+        ("### GitLab CI", "- |", "curl", "sh"),
+    ] {
+        let script = block(section, opening);
+        let (_, mut steps, _) = runs().swap_remove(0);
+        let (answer, gate) = std::sync::mpsc::channel();
+        steps[2] = Step::Request(
+            "DELETE revoke",
+            vec![Act::Wait(gate), Act::Send(reply("delete-200"))],
+        );
+        let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
+        let mut command = shell(program, &path, &stand, &script);
+        let child = run::start(&mut command);
+        stand.wait_for(3);
+        // SAFETY: a plain system call; the child is not yet waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+        drop(answer);
+        child.wait_with_output().unwrap();
+        assert_eq!(
+            stored(&path, "stored").as_deref(),
+            Some(SECRET),
+            "{section}"
+        );
+    }
 }

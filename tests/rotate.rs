@@ -623,3 +623,19 @@ fn the_longest_key_and_signature_are_sent() {
     );
     assert_eq!(last.header("x-signature"), Some(signature.as_str()));
 }
+
+#[test]
+fn half_a_key_in_a_whole_reply_is_not_shown() {
+    let detail = format!(r#"{{"detail":"bad key {}"}}"#, &KEY[..12]);
+    let stand = Stand::script(signed_in([on(
+        "PATCH regenerate",
+        http("403 ", "", detail),
+    )]));
+    let refused = run(&mut rotate(&stand));
+    assert!(
+        refused
+            .error()
+            .contains("with status 403 (bad key [hidden]); "),
+        "{refused}"
+    );
+}

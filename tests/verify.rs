@@ -5,6 +5,10 @@ mod portal;
 #[path = "portal/run.rs"]
 mod run;
 
+use std::io::Read;
+use std::process::Stdio;
+use std::time::Duration;
+
 use portal::{
     Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in,
 };
@@ -177,27 +181,61 @@ fn a_signal_while_it_is_asked_names_it() {
     done.is(143, &line(), &[error]);
 }
 
-/// The race that it is for: both runs are told 200, and one secret is dead.
+/// The race that it is for: both runs are told 200, and the secret of the faster is dead.
 #[test]
-fn of_two_runs_at_once_one_is_told() {
-    let statuses = ["first", "second"].map(|secret| {
-        let live = secret == "second";
-        let script = signed_in([
-            on(
-                "PATCH regenerate",
-                json(format!(r#"{{"client_secret":"{secret}"}}"#)),
-            ),
-            on("DELETE revoke", reply("delete-200")),
-            on(
-                "POST introspect",
-                reply(if live {
-                    "introspect-200"
-                } else {
-                    "introspect-401"
-                }),
-            ),
-        ]);
-        run(rotate(&Stand::script(script)).arg("--verify")).status
+fn of_two_runs_at_once_the_faster_is_told() {
+    let mut patches = 0;
+    let stand = Stand::answering(None, move |request| match request.name().as_str() {
+        "GET token" => reply("token-200"),
+        "PATCH regenerate" => {
+            patches += 1;
+            json(format!(r#"{{"client_secret":"secret-{patches}"}}"#))
+        }
+        "DELETE revoke" => reply("delete-200"),
+        _ if request
+            .body
+            .contains(&format!("client_secret=secret-{patches}&")) =>
+        {
+            reply("introspect-200")
+        }
+        _ => reply("introspect-401"),
     });
-    assert_eq!(statuses, [Some(8), Some(0)]);
+    // The first has its secret, and can't hand it over before the second is done.
+    let (mut reader, writer) = run::full_pipe();
+    let mut faster = rotate(&stand);
+    let child = faster
+        .args(["-q", "--verify"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    stand.wait_for(2);
+    run(rotate(&stand).args(["-q", "--verify"])).is(0, "secret-2\n", &[]);
+    drop(faster);
+    let mut text = Vec::new();
+    while !text.ends_with(b"secret-1\n") {
+        let mut piece = [0; 4096];
+        let length = reader.read(&mut piece).unwrap();
+        text.extend_from_slice(&piece[..length]);
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(8));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("does not take the new secret: another run or a late PATCH"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_proof_has_its_attempt_where_the_time_is_up() {
+    let late = |bytes| vec![Act::Sleep(Duration::from_secs(6)), Act::Send(bytes)];
+    let mut script = good_run();
+    script[2] = Step::Request("DELETE revoke", late(reply("delete-200")));
+    script.push(Step::Request(
+        "POST introspect",
+        late(reply("introspect-200")),
+    ));
+    let stand = Stand::script(script);
+    run(rotate(&stand).args(["-q", "--verify", "--timeout", "1"])).is(0, &line(), &[]);
 }
