@@ -9,10 +9,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use portal::{
-    Act, BEARER, Certificates, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on,
-    reply,
+    Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on, reply,
 };
-use run::{Folder, Run, rotate, run};
+use run::{Run, rotate, run};
 
 const UNCHANGED: &str = "; the client's secret is as it was; run again later";
 const UNKNOWN: &str = "; the client may or may not have a new secret; take the old one for dead and run again in some minutes";
@@ -59,9 +58,7 @@ mod sent_or_not {
     /// last; the flight is as long each time, as Ed25519 signatures are.
     #[test]
     fn a_reset_in_the_handshake_is_4_and_right_after_it_7() {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let (_folder, certificates, ca) = run::authority();
         let server = certificates.server("127.0.0.1");
         let status = |bytes: usize| {
             let patch = Step::Request("PATCH regenerate", vec![Act::Reset]);
@@ -108,9 +105,7 @@ mod sent_or_not {
 
     #[test]
     fn a_fault_after_the_handshake_is_7_on_a_new_and_on_a_kept_connection() {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let (_folder, certificates, ca) = run::authority();
         let server = certificates.server("127.0.0.1");
         let kept = |act| {
             vec![
@@ -191,9 +186,7 @@ mod sent_or_not {
 
     #[test]
     fn each_request_is_judged_by_its_own_bytes() {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let (_folder, certificates, ca) = run::authority();
         let mut script = good_run();
         script[0] = Step::Request("GET token", vec![Act::Send(reply("token-200")), Act::Close]);
         script.insert(1, Step::Accepted(vec![Act::Reset]));
@@ -213,9 +206,7 @@ mod sent_or_not {
     /// The portal is away when the run begins, and comes in time.
     #[test]
     fn a_portal_that_comes_back_is_reached() {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let (_folder, certificates, ca) = run::authority();
         let mut script = good_run();
         script.remove(0);
         script.insert(0, Step::Accepted(vec![Act::Reset]));

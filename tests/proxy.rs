@@ -146,9 +146,7 @@ fn a_proxy_that_is_not_for_this_address_is_not_asked() {
         &[("http_proxy", "proxy"), ("HTTP_PROXY", "proxy")],
         &[("https_proxy", "")],
     ] {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        let ca = folder.file("ca.pem", &certificates.ca_pem);
+        let (_folder, certificates, ca) = run::authority();
         let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
         let proxy = Proxy::start(stand.at, None, Then::Through);
         let mut command = rotate(&stand);

@@ -17,9 +17,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply};
+use portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply, static_binary};
 use run::{Folder, finished, run, skipped, start};
 
 const BUILD: &str = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target ARCH-unknown-linux-gnu";
@@ -31,12 +31,7 @@ fn inside(test: &str) -> bool {
         loopback_up().unwrap();
         return true;
     }
-    let built = binary().map(|binary| {
-        fs::metadata(binary)
-            .and_then(|file| file.modified())
-            .unwrap()
-    });
-    if built.is_none_or(|built| built < newest_source()) {
+    if binary().is_none() {
         let why = format!(
             "no static binary, or an old one: {}",
             BUILD.replace("ARCH", std::env::consts::ARCH)
@@ -74,17 +69,7 @@ fn inside(test: &str) -> bool {
 }
 
 fn binary() -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_BIN_EXE_docspace-rotate"))
-        .ancestors()
-        .nth(2)?;
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    Some(target.join(triple).join("release/docspace-rotate")).filter(|path| path.exists())
-}
-
-fn newest_source() -> SystemTime {
-    let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
-    let times = files.map(|file| file.unwrap().metadata().unwrap().modified().unwrap());
-    times.max().unwrap()
+    static_binary(env!("CARGO_BIN_EXE_docspace-rotate"))
 }
 
 /// A new network namespace has a loopback device that is down.

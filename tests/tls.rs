@@ -41,9 +41,7 @@ fn a_named_ca_is_trusted_on_one_connection() {
 
 #[test]
 fn whom_it_does_not_trust_gets_nothing() {
-    let folder = Folder::new();
-    let certificates = Certificates::new();
-    let ca = folder.file("ca.pem", &certificates.ca_pem);
+    let (folder, certificates, ca) = run::authority();
     let other = folder.file("other.pem", Certificates::new().ca_pem);
     let (good, wrong, old) = (
         certificates.server("127.0.0.1"),

@@ -11,14 +11,14 @@ mod portal;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portal::{BEARER, CLIENT, Certificates, KEY, Request, Stand, reply};
+use portal::{BEARER, CLIENT, Certificates, KEY, Request, Stand, reply, static_binary};
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
@@ -178,10 +178,10 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
         entry("docspace-rotate", program(binary, BEARER)),
         entry("docspace-rotate, API key", program(binary, KEY)),
     ];
-    if let Some(binary) = static_binary(binary) {
+    if let Some(binary) = static_binary(env!("CARGO_BIN_EXE_docspace-rotate")) {
         entries.push(entry("docspace-rotate, static", program(&binary, BEARER)));
     } else {
-        println!("docspace-rotate, static: not built, see README.md");
+        println!("docspace-rotate, static: not built, or older than its source, see README.md");
     }
     if installed("curl", &["--version"]) {
         let mut command = Command::new("curl");
@@ -214,12 +214,6 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
         entries.push(entry("Python, requests", command));
     }
     entries
-}
-
-fn static_binary(binary: &Path) -> Option<PathBuf> {
-    let target = binary.ancestors().nth(2)?;
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    Some(target.join(triple).join("release/docspace-rotate")).filter(|path| path.exists())
 }
 
 fn installed(program: &str, args: &[&str]) -> bool {

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -39,6 +40,17 @@ pub const LOG: [&str; 5] = [
 /// What the program prints for `patch-200`.
 pub fn line() -> String {
     format!("{SECRET}\n")
+}
+
+/// The static binary beside this one, where it is built and no older than its source.
+pub fn static_binary(ordinary: &str) -> Option<PathBuf> {
+    let target = Path::new(ordinary).ancestors().nth(2)?;
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let binary = target.join(triple).join("release/docspace-rotate");
+    let built = binary.metadata().and_then(|file| file.modified()).ok()?;
+    let source = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    let changed = source.map(|file| file.unwrap().metadata().unwrap().modified().unwrap());
+    (Some(built) >= changed.max()).then_some(binary)
 }
 
 /// The bytes of a recorded reply.

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use crate::portal::{BEARER, CLIENT, KEY, SECRET, SIGNATURE, Stand};
+use crate::portal::{BEARER, CLIENT, Certificates, KEY, SECRET, SIGNATURE, Stand};
 
 /// The program, with an empty environment.
 pub fn program() -> Command {
@@ -173,6 +173,13 @@ pub fn process_1(parent: &Child) -> i32 {
 /// Says past the test runner, which swallows what a test prints, that something was not tested.
 pub fn skipped(what: &str, why: &str) {
     let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
+}
+
+/// An authority of its own, and the file that has the program trust it, in a folder that is to be kept.
+pub fn authority() -> (Folder, Certificates, PathBuf) {
+    let (folder, certificates) = (Folder::new(), Certificates::new());
+    let ca = folder.file("ca.pem", &certificates.ca_pem);
+    (folder, certificates, ca)
 }
 
 /// A folder for one test, removed with what is in it.
