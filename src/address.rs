@@ -55,12 +55,7 @@ impl Url {
             );
         }
         let path = path.trim_end_matches('/').to_owned();
-        Ok(Url {
-            https,
-            host,
-            port,
-            path,
-        })
+        Ok(Url { https, host, port, path })
     }
 
     /// Whether the host is this machine, by its exact name or address.
@@ -135,9 +130,7 @@ impl Proxy {
         for variable in variables {
             if let Some(value) = env(variable)? {
                 let proxy = Proxy::parse(variable, &value);
-                return proxy
-                    .map(Some)
-                    .map_err(|why| Error::usage(format!("{variable}: {why}")));
+                return proxy.map(Some).map_err(|why| Error::usage(format!("{variable}: {why}")));
             }
         }
         Ok(None)
@@ -152,9 +145,7 @@ impl Proxy {
             "socks" | "socks4" | "socks4a" => (Protocol::Socks4, 1080),
             "socks5" | "socks5h" => (Protocol::Socks5, 1080),
             _ => {
-                return Err(
-                    "no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
-                );
+                return Err("no usable proxy: it begins with none of http:// https:// socks4:// socks5://");
             }
         };
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -168,16 +159,9 @@ impl Proxy {
         if protocol == Protocol::Socks4 && credentials.is_some() {
             return Err("no usable proxy: SOCKS4 knows no user and password");
         }
-        let (host, port) =
-            host_and_port(authority).map_err(|_| "no usable proxy: bad host or port")?;
+        let (host, port) = host_and_port(authority).map_err(|_| "no usable proxy: bad host or port")?;
         let port = port.unwrap_or(default_port);
-        Ok(Proxy {
-            variable,
-            protocol,
-            credentials,
-            host,
-            port,
-        })
+        Ok(Proxy { variable, protocol, credentials, host, port })
     }
 
     /// Whether the proxy is on this machine.
@@ -207,14 +191,9 @@ fn is_loopback(host: &str) -> bool {
 }
 
 fn host_and_port(authority: &str) -> Result<(String, Option<u16>), &'static str> {
-    let (host, port) = match authority
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, port)) => {
-            let ip: Ipv6Addr = host
-                .parse()
-                .map_err(|_| "the address has a bad IPv6 host")?;
+            let ip: Ipv6Addr = host.parse().map_err(|_| "the address has a bad IPv6 host")?;
             (ip.to_string(), port)
         }
         None => {
@@ -244,14 +223,11 @@ fn is_name(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     let last = name.rsplit('.').next().unwrap_or_default();
     let number = last.starts_with(|c: char| c.is_ascii_digit())
-        && (last.bytes().all(|b| b.is_ascii_digit())
-            || last.to_ascii_lowercase().starts_with("0x"));
+        && (last.bytes().all(|b| b.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x"));
     let ipv4 = host.parse::<std::net::Ipv4Addr>().is_ok();
     ipv4 || (name.len() <= 253 && name.split('.').all(label) && !number)
 }
@@ -302,39 +278,19 @@ mod tests {
         for (text, read, loopback) in [
             ("https://portal.example", "https://portal.example", false),
             ("https://Portal.Example/", "https://portal.example", false),
-            (
-                "HTTPS://portal.example:8443/docs//",
-                "https://portal.example:8443/docs",
-                false,
-            ),
-            (
-                "https://portal.example./a%20b/c",
-                "https://portal.example./a%20b/c",
-                false,
-            ),
+            ("HTTPS://portal.example:8443/docs//", "https://portal.example:8443/docs", false),
+            ("https://portal.example./a%20b/c", "https://portal.example./a%20b/c", false),
             ("http://my_portal:80", "http://my_portal:80", false),
             ("http://localhost:8092", "http://localhost:8092", true),
             ("http://127.0.0.1/", "http://127.0.0.1", true),
             ("http://127.9.8.7", "http://127.9.8.7", true),
             ("http://[::1]:80/x", "http://[::1]:80/x", true),
             ("https://[2001:DB8::1]", "https://[2001:db8::1]", false),
-            (
-                "http://127.0.0.1.invalid",
-                "http://127.0.0.1.invalid",
-                false,
-            ),
-            (
-                "http://localhost.invalid",
-                "http://localhost.invalid",
-                false,
-            ),
+            ("http://127.0.0.1.invalid", "http://127.0.0.1.invalid", false),
+            ("http://localhost.invalid", "http://localhost.invalid", false),
             ("http://notlocalhost", "http://notlocalhost", false),
             ("http://10.0.0.1", "http://10.0.0.1", false),
-            (
-                "http://[::ffff:127.0.0.1]",
-                "http://[::ffff:127.0.0.1]",
-                false,
-            ),
+            ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]", false),
         ] {
             let url = Url::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
             assert_eq!(url.to_string(), read, "{text}");
@@ -384,11 +340,7 @@ mod tests {
 
     fn choose(url: &str, env: &[(&'static str, &str)]) -> Result<Option<Proxy>, Error> {
         let url = Url::parse(url).expect(url);
-        let value = |name: &str| {
-            env.iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| v.to_string())
-        };
+        let value = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
         Proxy::choose(&url, |name| Ok(value(name)))
     }
 
@@ -413,68 +365,30 @@ mod tests {
                 &[("all_proxy", "all:1"), ("HTTPS_PROXY", "own:2")],
                 Some(("HTTPS_PROXY", Protocol::Http, "own:2")),
             ),
-            (
-                https,
-                &[("ALL_PROXY", "socks5://all")],
-                Some(("ALL_PROXY", Protocol::Socks5, "all:1080")),
-            ),
+            (https, &[("ALL_PROXY", "socks5://all")], Some(("ALL_PROXY", Protocol::Socks5, "all:1080"))),
             (https, &[("http_proxy", "p:1"), ("HTTP_PROXY", "p:1")], none),
-            (
-                http,
-                &[("http_proxy", "p:1")],
-                Some(("http_proxy", Protocol::Http, "p:1")),
-            ),
+            (http, &[("http_proxy", "p:1")], Some(("http_proxy", Protocol::Http, "p:1"))),
             (http, &[("HTTP_PROXY", "p:1"), ("https_proxy", "p:1")], none),
-            (
-                http,
-                &[("ALL_PROXY", "p")],
-                Some(("ALL_PROXY", Protocol::Http, "p:1080")),
-            ),
-            (
-                https,
-                &[("https_proxy", "https://p")],
-                Some(("https_proxy", Protocol::Https, "p:443")),
-            ),
+            (http, &[("ALL_PROXY", "p")], Some(("ALL_PROXY", Protocol::Http, "p:1080"))),
+            (https, &[("https_proxy", "https://p")], Some(("https_proxy", Protocol::Https, "p:443"))),
             (
                 https,
                 &[("https_proxy", "socks4a://[::1]:9/x")],
                 Some(("https_proxy", Protocol::Socks4, "[::1]:9")),
             ),
+            (https, &[("https_proxy", "SOCKS5H://P:9")], Some(("https_proxy", Protocol::Socks5, "p:9"))),
+            (https, &[("https_proxy", "p:1"), ("NO_PROXY", "portal.example")], none),
+            (https, &[("https_proxy", "p:1"), ("NO_PROXY", "x, .EXAMPLE")], none),
             (
                 https,
-                &[("https_proxy", "SOCKS5H://P:9")],
-                Some(("https_proxy", Protocol::Socks5, "p:9")),
-            ),
-            (
-                https,
-                &[("https_proxy", "p:1"), ("NO_PROXY", "portal.example")],
-                none,
-            ),
-            (
-                https,
-                &[("https_proxy", "p:1"), ("NO_PROXY", "x, .EXAMPLE")],
-                none,
-            ),
-            (
-                https,
-                &[
-                    ("https_proxy", "p:1"),
-                    ("no_proxy", "other"),
-                    ("NO_PROXY", "*"),
-                ],
+                &[("https_proxy", "p:1"), ("no_proxy", "other"), ("NO_PROXY", "*")],
                 Some(("https_proxy", Protocol::Http, "p:1")),
             ),
             // What is not used is not read.
-            (
-                https,
-                &[("https_proxy", "ftp://p"), ("NO_PROXY", "*")],
-                none,
-            ),
+            (https, &[("https_proxy", "ftp://p"), ("NO_PROXY", "*")], none),
         ] {
             let proxy = choose(url, env).unwrap_or_else(|e| panic!("{url} {env:?}: {e}"));
-            let proxy = proxy
-                .as_ref()
-                .map(|p| (p.variable, p.protocol, p.to_string()));
+            let proxy = proxy.as_ref().map(|p| (p.variable, p.protocol, p.to_string()));
             let chosen = chosen.map(|(variable, protocol, at)| (variable, protocol, at.to_owned()));
             assert_eq!(proxy, chosen, "{url} {env:?}");
         }
@@ -493,19 +407,12 @@ mod tests {
             "hush://",
             "://hush",
         ] {
-            let error =
-                choose("https://portal.example", &[("HTTPS_PROXY", value)]).expect_err(value);
+            let error = choose("https://portal.example", &[("HTTPS_PROXY", value)]).expect_err(value);
             let line = error.to_string();
-            assert!(
-                line.starts_with("HTTPS_PROXY: no usable proxy"),
-                "{value}: {line}"
-            );
+            assert!(line.starts_with("HTTPS_PROXY: no usable proxy"), "{value}: {line}");
             assert!(!line.contains("hush"), "{value}: {line}");
         }
-        let proxy = choose(
-            "https://portal.example",
-            &[("HTTPS_PROXY", "http://user:hush@p:1")],
-        );
+        let proxy = choose("https://portal.example", &[("HTTPS_PROXY", "http://user:hush@p:1")]);
         let proxy = proxy.expect("usable").expect("chosen");
         assert!(!format!("{proxy} {proxy:?}").contains("hush"), "{proxy:?}");
     }

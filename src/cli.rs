@@ -111,11 +111,8 @@ impl Key {
     pub fn read(&self, deadline: Instant) -> Result<Secret, Error> {
         match self {
             Key::Given(key) => Ok(Secret::new(key.expose())),
-            Key::InFile(path) => Secret::key_file(path, deadline).map_err(|why| {
-                Error::usage(format!(
-                    "DOCSPACE_API_KEY_FILE: the file that it names {why}"
-                ))
-            }),
+            Key::InFile(path) => Secret::key_file(path, deadline)
+                .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY_FILE: the file that it names {why}"))),
         }
     }
 }
@@ -165,9 +162,7 @@ pub fn parse(
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
             Short('u') | Long("url") => url = Some(utf8("--url", value(&mut parser, "--url")?)?),
-            Short('o') | Long("output") => {
-                output = Some(PathBuf::from(value(&mut parser, "--output")?))
-            }
+            Short('o') | Long("output") => output = Some(PathBuf::from(value(&mut parser, "--output")?)),
             Long("json") => json = true,
             Long("only") => {
                 let step = value(&mut parser, "--only")?;
@@ -179,9 +174,7 @@ pub fn parse(
             }
             Long("verify") => verify = true,
             Long("check") => check = true,
-            Long("cacert") => {
-                cacert = Some((PathBuf::from(value(&mut parser, "--cacert")?), "--cacert"))
-            }
+            Long("cacert") => cacert = Some((PathBuf::from(value(&mut parser, "--cacert")?), "--cacert")),
             Long("allow-http") => allow_http = true,
             Long("timeout") => timeout = seconds(&value(&mut parser, "--timeout")?)?,
             Short('q') | Long("quiet") => quiet = true,
@@ -205,9 +198,7 @@ pub fn parse(
         },
     };
     if !is_client_id(&client) {
-        return Err(Error::usage(format!(
-            "{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"
-        )));
+        return Err(Error::usage(format!("{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~")));
     }
 
     let (named, url) = match url {
@@ -229,10 +220,7 @@ pub fn parse(
     }
 
     let proxy = Proxy::choose(&url, var)?;
-    if let Some(proxy) = proxy
-        .as_ref()
-        .filter(|proxy| !url.https && !proxy.is_loopback() && !allow_http)
-    {
+    if let Some(proxy) = proxy.as_ref().filter(|proxy| !url.https && !proxy.is_loopback() && !allow_http) {
         return Err(Error::usage(format!(
             "{}: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
             proxy.variable
@@ -256,65 +244,38 @@ pub fn parse(
         }
     };
 
-    if output
-        .as_deref()
-        .is_some_and(|file| file.as_os_str().is_empty())
-    {
+    if output.as_deref().is_some_and(|file| file.as_os_str().is_empty()) {
         return Err(Error::usage("--output: the file's name is empty"));
     }
     let steps = match (check, only) {
         (true, Some(_)) => {
-            return Err(Error::usage(
-                "--check: it does no step, so --only makes no sense with it",
-            ));
+            return Err(Error::usage("--check: it does no step, so --only makes no sense with it"));
         }
         (true, None) => Steps::Check,
         (false, only) => only.unwrap_or(Steps::All),
     };
     if verify && check {
-        return Err(Error::usage(
-            "--check: it makes no secret that --verify could prove",
-        ));
+        return Err(Error::usage("--check: it makes no secret that --verify could prove"));
     }
     if verify && steps == Steps::Revoke {
-        return Err(Error::usage(
-            "--verify: with --only revoke no secret is made that could be proved",
-        ));
+        return Err(Error::usage("--verify: with --only revoke no secret is made that could be proved"));
     }
     if output.is_some() && steps == Steps::Revoke {
-        return Err(Error::usage(
-            "--output: with --only revoke no secret is made that could be written",
-        ));
+        return Err(Error::usage("--output: with --only revoke no secret is made that could be written"));
     }
 
-    let cacert =
-        cacert.or_else(|| Some((PathBuf::from(os_var("SSL_CERT_FILE")?), "SSL_CERT_FILE")));
-    let options = Options {
-        client,
-        url,
-        proxy,
-        key,
-        steps,
-        verify,
-        output,
-        json,
-        cacert,
-        timeout,
-        quiet,
-    };
+    let cacert = cacert.or_else(|| Some((PathBuf::from(os_var("SSL_CERT_FILE")?), "SSL_CERT_FILE")));
+    let options = Options { client, url, proxy, key, steps, verify, output, json, cacert, timeout, quiet };
     Ok(Command::Rotate(Box::new(options)))
 }
 
 /// The value of an option.
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
-    parser
-        .value()
-        .map_err(|_| Error::usage(format!("{option}: its value is missing")))
+    parser.value().map_err(|_| Error::usage(format!("{option}: its value is missing")))
 }
 
 fn utf8(name: &str, text: OsString) -> Result<String, Error> {
-    text.into_string()
-        .map_err(|_| Error::usage(format!("{name}: the text is not UTF-8")))
+    text.into_string().map_err(|_| Error::usage(format!("{name}: the text is not UTF-8")))
 }
 
 /// What lexopt found, without the values that its own words show.
@@ -330,9 +291,7 @@ fn plain(error: lexopt::Error) -> Error {
 
 /// A number of seconds, whole or decimal, above 0 and up to a day.
 fn seconds(text: &OsStr) -> Result<Duration, Error> {
-    let number = text
-        .to_str()
-        .filter(|text| text.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
+    let number = text.to_str().filter(|text| text.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
     let duration = number.and_then(|text| Duration::try_from_secs_f64(text.parse().ok()?).ok());
     duration
         .filter(|d| !d.is_zero() && *d <= Duration::from_secs(86400))
@@ -348,18 +307,11 @@ fn is_client_id(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const ENV: &[(&str, &str)] = &[
-        ("DOCSPACE_BASE_URL", "https://portal.example"),
-        ("DOCSPACE_API_KEY", "sk-hush"),
-    ];
+    const ENV: &[(&str, &str)] =
+        &[("DOCSPACE_BASE_URL", "https://portal.example"), ("DOCSPACE_API_KEY", "sk-hush")];
 
     fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Command, Error> {
-        let value = |name: &str| {
-            env.iter()
-                .rev()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| v.into())
-        };
+        let value = |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, v)| v.into());
         parse(args.iter().map(OsString::from), value)
     }
 
@@ -378,27 +330,16 @@ mod tests {
         assert!(matches!(&o.key, Key::Given(key) if key.expose() == "sk-hush"));
         assert_eq!(o.steps, Steps::All);
         assert_eq!(o.timeout, Duration::from_secs(120));
-        assert!(
-            o.output.is_none() && o.cacert.is_none() && o.proxy.is_none() && !o.json && !o.quiet
-        );
+        assert!(o.output.is_none() && o.cacert.is_none() && o.proxy.is_none() && !o.json && !o.quiet);
         assert!(!format!("{o:?}").contains("hush"));
     }
 
     #[test]
     fn an_argument_beats_its_variable() {
-        let env = [
-            ("DOCSPACE_CLIENT_ID", "from-env"),
-            ("SSL_CERT_FILE", "env.pem"),
-        ];
+        let env = [("DOCSPACE_CLIENT_ID", "from-env"), ("SSL_CERT_FILE", "env.pem")];
         assert_eq!(options(&[], &env).client, "from-env");
-        assert_eq!(
-            options(&[], &env).cacert,
-            Some((PathBuf::from("env.pem"), "SSL_CERT_FILE"))
-        );
-        let o = options(
-            &["arg", "-u", "https://arg.example", "--cacert=arg.pem"],
-            &env,
-        );
+        assert_eq!(options(&[], &env).cacert, Some((PathBuf::from("env.pem"), "SSL_CERT_FILE")));
+        let o = options(&["arg", "-u", "https://arg.example", "--cacert=arg.pem"], &env);
         assert_eq!(o.client, "arg");
         assert_eq!(o.url.host, "arg.example");
         assert_eq!(o.cacert, Some((PathBuf::from("arg.pem"), "--cacert")));
@@ -413,17 +354,7 @@ mod tests {
     #[test]
     fn every_option() {
         let o = options(
-            &[
-                "--json",
-                "--only",
-                "regenerate",
-                "-q",
-                "-oout",
-                "--timeout",
-                "2.5",
-                "--",
-                "-id-",
-            ],
+            &["--json", "--only", "regenerate", "-q", "-oout", "--timeout", "2.5", "--", "-id-"],
             &[],
         );
         assert!(o.json && o.quiet);
@@ -432,32 +363,11 @@ mod tests {
         assert_eq!(o.timeout, Duration::from_millis(2500));
         assert_eq!(o.client, "-id-");
         assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
-        assert_eq!(
-            options(&["x", "--check", "-o", "f"], &[]).steps,
-            Steps::Check
-        );
+        assert_eq!(options(&["x", "--check", "-o", "f"], &[]).steps, Steps::Check);
         assert!(options(&["x", "--verify", "--only=regenerate"], &[]).verify);
-        assert!(
-            !options(
-                &["x", "--allow-http", "--url", "http://portal.example"],
-                &[]
-            )
-            .url
-            .https
-        );
-        assert!(
-            !options(&["x", "--url", "http://127.0.0.1:1"], &[])
-                .url
-                .https
-        );
-        let key = options(
-            &["x"],
-            &[
-                ("DOCSPACE_API_KEY", ""),
-                ("DOCSPACE_API_KEY_FILE", "/run/key"),
-            ],
-        )
-        .key;
+        assert!(!options(&["x", "--allow-http", "--url", "http://portal.example"], &[]).url.https);
+        assert!(!options(&["x", "--url", "http://127.0.0.1:1"], &[]).url.https);
+        let key = options(&["x"], &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "/run/key")]).key;
         assert!(matches!(key, Key::InFile(path) if path.as_os_str() == "/run/key"));
     }
 
@@ -465,39 +375,24 @@ mod tests {
     fn help_and_version_need_nothing_else() {
         for args in [&["-h"][..], &["--help"], &["x", "-h"], &["-qh"]] {
             let command = parse_with(args, &[]);
-            assert!(
-                matches!(command, Ok(Command::Help)),
-                "{args:?}: {command:?}"
-            );
+            assert!(matches!(command, Ok(Command::Help)), "{args:?}: {command:?}");
         }
         assert!(matches!(parse_with(&["-V"], &[]), Ok(Command::Version)));
-        assert!(matches!(
-            parse_with(&["--version"], &[]),
-            Ok(Command::Version)
-        ));
+        assert!(matches!(parse_with(&["--version"], &[]), Ok(Command::Version)));
     }
 
     #[test]
     fn help_tells_every_status_and_variable() {
         assert!(HELP.contains("\n  8  "));
-        for word in [
-            "\n  0  ", "\n  2  ", "\n  3  ", "\n  4  ", "\n  5  ", "\n  6  ", "\n  7  ",
-        ] {
+        for word in ["\n  0  ", "\n  2  ", "\n  3  ", "\n  4  ", "\n  5  ", "\n  6  ", "\n  7  "] {
             assert!(HELP.contains(word), "{word:?}");
         }
-        for word in [
-            "DOCSPACE_CLIENT_ID",
-            "DOCSPACE_BASE_URL",
-            "DOCSPACE_API_KEY_FILE",
-            "SSL_CERT_FILE",
-            "NO_PROXY",
-        ] {
+        for word in
+            ["DOCSPACE_CLIENT_ID", "DOCSPACE_BASE_URL", "DOCSPACE_API_KEY_FILE", "SSL_CERT_FILE", "NO_PROXY"]
+        {
             assert!(HELP.contains(word), "{word}");
         }
-        assert!(
-            HELP.lines().all(|line| line.len() <= 80),
-            "a line is too long for a terminal"
-        );
+        assert!(HELP.lines().all(|line| line.len() <= 80), "a line is too long for a terminal");
     }
 
     #[test]
@@ -505,41 +400,17 @@ mod tests {
         let http = [("DOCSPACE_BASE_URL", "http://127.0.0.1.invalid")];
         let long = "x".repeat(129);
         for (args, more, line) in [
-            (
-                &[][..],
-                &[][..],
-                "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID",
-            ),
+            (&[][..], &[][..], "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID"),
             (
                 &[],
                 &[("DOCSPACE_CLIENT_ID", "a/b")],
                 "DOCSPACE_CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
             ),
-            (
-                &[""],
-                &[],
-                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
-            ),
-            (
-                &[".."],
-                &[],
-                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
-            ),
-            (
-                &["a b"],
-                &[],
-                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
-            ),
-            (
-                &[&long],
-                &[],
-                "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
-            ),
-            (
-                &["a", "b"],
-                &[],
-                "CLIENT_ID: more than one argument is given",
-            ),
+            (&[""], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&[".."], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&["a b"], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&[&long], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&["a", "b"], &[], "CLIENT_ID: more than one argument is given"),
             (
                 &["x"],
                 &[("DOCSPACE_BASE_URL", "")],
@@ -550,22 +421,14 @@ mod tests {
                 &[("DOCSPACE_BASE_URL", "portal.example")],
                 "DOCSPACE_BASE_URL: the address has no scheme: write https:// before it",
             ),
-            (
-                &["x", "--url", ""],
-                &[],
-                "--url: the address has no scheme: write https:// before it",
-            ),
+            (&["x", "--url", ""], &[], "--url: the address has no scheme: write https:// before it"),
             (
                 &["x"],
                 &http,
                 "DOCSPACE_BASE_URL: http:// would send the key unencrypted: use https://, or give --allow-http",
             ),
             (&["x", "--url"], &[], "--url: its value is missing"),
-            (
-                &["x", "--only", "both"],
-                &[],
-                "--only: the step is regenerate or revoke",
-            ),
+            (&["x", "--only", "both"], &[], "--only: the step is regenerate or revoke"),
             (
                 &["x", "--only", "revoke", "-o", "f"],
                 &[],
@@ -576,41 +439,17 @@ mod tests {
                 &[],
                 "--check: it does no step, so --only makes no sense with it",
             ),
-            (
-                &["x", "--check", "--verify"],
-                &[],
-                "--check: it makes no secret that --verify could prove",
-            ),
+            (&["x", "--check", "--verify"], &[], "--check: it makes no secret that --verify could prove"),
             (
                 &["x", "--verify", "--only", "revoke"],
                 &[],
                 "--verify: with --only revoke no secret is made that could be proved",
             ),
-            (
-                &["x", "--output="],
-                &[],
-                "--output: the file's name is empty",
-            ),
-            (
-                &["x", "--timeout", "0"],
-                &[],
-                "--timeout: give a number of seconds above 0 and up to 86400",
-            ),
-            (
-                &["x", "--timeout", "-1"],
-                &[],
-                "--timeout: give a number of seconds above 0 and up to 86400",
-            ),
-            (
-                &["x", "--timeout", "inf"],
-                &[],
-                "--timeout: give a number of seconds above 0 and up to 86400",
-            ),
-            (
-                &["x", "--timeout", "1e3"],
-                &[],
-                "--timeout: give a number of seconds above 0 and up to 86400",
-            ),
+            (&["x", "--output="], &[], "--output: the file's name is empty"),
+            (&["x", "--timeout", "0"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
+            (&["x", "--timeout", "-1"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
+            (&["x", "--timeout", "inf"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
+            (&["x", "--timeout", "1e3"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
             (
                 &["x", "--timeout", "86401"],
                 &[],
@@ -624,11 +463,7 @@ mod tests {
                 &[("DOCSPACE_API_KEY", "")],
                 "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
             ),
-            (
-                &["x"],
-                &[("DOCSPACE_API_KEY", " ")],
-                "DOCSPACE_API_KEY holds no key",
-            ),
+            (&["x"], &[("DOCSPACE_API_KEY", " ")], "DOCSPACE_API_KEY holds no key"),
             (
                 &["x"],
                 &[("DOCSPACE_API_KEY", "sk hush")],
@@ -673,13 +508,8 @@ mod tests {
                 _ => None,
             }
         };
-        for name in [
-            "DOCSPACE_CLIENT_ID",
-            "DOCSPACE_BASE_URL",
-            "DOCSPACE_API_KEY",
-            "HTTPS_PROXY",
-            "NO_PROXY",
-        ] {
+        for name in ["DOCSPACE_CLIENT_ID", "DOCSPACE_BASE_URL", "DOCSPACE_API_KEY", "HTTPS_PROXY", "NO_PROXY"]
+        {
             let args = (name != "DOCSPACE_CLIENT_ID").then(|| OsString::from("x"));
             let error = parse(args, env(name)).expect_err(name);
             assert!(error.to_string().starts_with(name), "{error}");
@@ -690,12 +520,6 @@ mod tests {
         }
         assert!(parse([bad()], env("")).is_err());
         // A path need not be UTF-8.
-        assert!(
-            parse(
-                ["x".into(), "-o".into(), bad(), "--cacert".into(), bad()],
-                env("")
-            )
-            .is_ok()
-        );
+        assert!(parse(["x".into(), "-o".into(), bad(), "--cacert".into(), bad()], env("")).is_ok());
     }
 }

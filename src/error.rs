@@ -39,9 +39,7 @@ impl State {
     fn words(self) -> &'static str {
         match self {
             State::Usage => "nothing was sent. Try --help",
-            State::Refused => {
-                "the client's secret is as it was; check the address, CA, key and client id"
-            }
+            State::Refused => "the client's secret is as it was; check the address, CA, key and client id",
             State::Unreached => "the client's secret is as it was; run again later",
             State::ConsentKept => {
                 "the new secret is handed over, but the consent may still stand; run again with --only revoke"

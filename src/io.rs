@@ -20,17 +20,11 @@ const LOG_PATIENCE: Duration = Duration::from_millis(200);
 /// Those of opening and reading, and [`ErrorKind::TimedOut`].
 pub fn read_file(path: &Path, limit: u64, deadline: Instant) -> io::Result<Vec<u8>> {
     // Without this flag, opening a FIFO that nobody writes would block.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut text = Vec::new();
     while (text.len() as u64) < limit {
         wait_for(file.as_raw_fd(), libc::POLLIN, deadline)?;
-        match (&file)
-            .take(limit - text.len() as u64)
-            .read_to_end(&mut text)
-        {
+        match (&file).take(limit - text.len() as u64).read_to_end(&mut text) {
             Ok(_) => break,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -72,11 +66,7 @@ fn wait_for(fd: RawFd, events: i16, deadline: Instant) -> io::Result<()> {
 /// Whether the descriptor can be read from or written to without blocking, or has an error to tell,
 /// within this time. Async-signal-safe.
 pub fn is_ready(fd: RawFd, events: i16, patience: Duration) -> bool {
-    let mut ask = libc::pollfd {
-        fd,
-        events,
-        revents: 0,
-    };
+    let mut ask = libc::pollfd { fd, events, revents: 0 };
     let milliseconds = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one structure is passed, and it is valid.
     unsafe { libc::poll(&mut ask, 1, milliseconds) == 1 }

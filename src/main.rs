@@ -32,15 +32,11 @@ fn run() -> Result<(), Error> {
 
 fn print(text: &str) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // A pager that was closed early has shown what was wanted.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::usage(format!(
-            "stdout can't be written: {}",
-            io_words(&error)
-        ))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::usage(format!("stdout can't be written: {}", io_words(&error))))
+        }
         _ => Ok(()),
     }
 }

@@ -37,36 +37,23 @@ impl Output {
             let file = stdout().ok_or_else(|| {
                 Error::usage("stdout is closed, so the secret would be lost: give --output")
             })?;
-            return Ok(Output {
-                file,
-                path: None,
-                made: false,
-            });
+            return Ok(Output { file, path: None, made: false });
         };
         let opened = match open_existing(path, deadline) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                create(path).map(|file| (file, true))
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => create(path).map(|file| (file, true)),
             opened => opened.map(|file| (file, false)),
         };
         match opened {
             Ok((file, made)) => {
                 signal::unfilled(made.then_some(path));
-                Ok(Output {
-                    file,
-                    path: Some(path.to_owned()),
-                    made,
-                })
+                Ok(Output { file, path: Some(path.to_owned()), made })
             }
             Err(error) => {
                 let why = match error.kind() {
                     ErrorKind::AlreadyExists => "it is a link to nothing".to_owned(),
                     _ => io_words(&error),
                 };
-                Err(Error::usage(format!(
-                    "--output: can't write to {}: {why}",
-                    shown(path)
-                )))
+                Err(Error::usage(format!("--output: can't write to {}: {why}", shown(path))))
             }
         }
     }
@@ -86,10 +73,7 @@ impl Output {
         }
         written.map_err(|error| {
             let to = self.path.as_deref().map_or("stdout".to_owned(), shown);
-            let what = format!(
-                "the new secret could not be written to {to}: {}",
-                io_words(&error)
-            );
+            let what = format!("the new secret could not be written to {to}: {}", io_words(&error));
             Error::new(State::SecretLost, what)
         })
     }
@@ -124,11 +108,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         // Another run may have put its secret there.
         let empty = self.file.metadata().is_ok_and(|file| file.len() == 0);
-        if let Some(path) = self
-            .path
-            .as_ref()
-            .filter(|path| self.made && empty && is_at(&self.file, path))
-        {
+        if let Some(path) = self.path.as_ref().filter(|path| self.made && empty && is_at(&self.file, path)) {
             // Nothing is left to tell if this fails: the run's own error is on its way.
             let _ = fs::remove_file(path);
         }
@@ -138,11 +118,7 @@ impl Drop for Output {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Opens a file that is there. A FIFO without a reader would block for ever, so it is tried again
@@ -157,10 +133,7 @@ fn open_existing(path: &Path, deadline: Instant) -> io::Result<File> {
         match options.custom_flags(libc::O_NONBLOCK).open(path) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
                 if Instant::now() >= deadline {
-                    return Err(io::Error::new(
-                        ErrorKind::TimedOut,
-                        "nobody reads this FIFO",
-                    ));
+                    return Err(io::Error::new(ErrorKind::TimedOut, "nobody reads this FIFO"));
                 }
                 thread::sleep(Duration::from_millis(10));
             }

@@ -117,11 +117,7 @@ impl Portal {
     ///
     /// A CA file or a proxy that is not usable, named.
     pub fn new(options: &Options, key: Secret, deadline: Instant) -> Result<Portal, Error> {
-        let proxy = options
-            .proxy
-            .as_ref()
-            .map(|to| proxy(to, &options.url))
-            .transpose()?;
+        let proxy = options.proxy.as_ref().map(|to| proxy(to, &options.url)).transpose()?;
         let roots = match &options.cacert {
             None => RootCerts::WebPki,
             Some((file, named)) => roots(file, deadline).map_err(|why| {
@@ -130,10 +126,7 @@ impl Portal {
             })?,
         };
         let wire = Arc::new(Wire::default());
-        let watch = Watch {
-            proxied: proxy.is_some(),
-            wire: wire.clone(),
-        };
+        let watch = Watch { proxied: proxy.is_some(), wire: wire.clone() };
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and carry the signature elsewhere.
@@ -155,11 +148,7 @@ impl Portal {
             .output_buffer_size(10 * 1024)
             .build();
         Ok(Portal {
-            agent: Agent::with_parts(
-                config,
-                DefaultConnector::new().chain(watch),
-                OneLookup::default(),
-            ),
+            agent: Agent::with_parts(config, DefaultConnector::new().chain(watch), OneLookup::default()),
             url: options.url.clone(),
             client: options.client.clone(),
             proxy: options.proxy.as_ref().map(Proxy::to_string),
@@ -213,19 +202,13 @@ impl Portal {
     /// Text from the portal, in which any word may be a secret: see [`hide_words`].
     pub fn quoted(&self, text: &str) -> String {
         let secrets = self.secrets();
-        let text = secrets
-            .iter()
-            .fold(text.to_owned(), |text, secret| hide(&text, secret.expose()));
+        let text = secrets.iter().fold(text.to_owned(), |text, secret| hide(&text, secret.expose()));
         shown(&hide_words(&text, &secrets, &self.client), &[])
     }
 
     fn secrets(&self) -> Vec<&Secret> {
         let signature = self.signature.as_ref().map(|(signature, _)| signature);
-        [&self.key]
-            .into_iter()
-            .chain(signature)
-            .chain(&self.secret)
-            .collect()
+        [&self.key].into_iter().chain(signature).chain(&self.secret).collect()
     }
 
     /// Sends one request and reads the answer, all within `limit`.
@@ -250,21 +233,19 @@ impl Portal {
                 Some(status @ (300..=428 | 430..=499)) => Failure::Refused(format!(
                     "the proxy {proxy} refused the way to {host} with status {status}"
                 )),
-                _ if is_denied(&error) => Failure::Refused(format!(
-                    "the proxy {proxy} refused the way to {host}: {words}"
-                )),
-                _ if is_untrusted(&error) => Failure::Refused(format!(
-                    "{host} or the proxy {proxy} is not to be trusted: {words}"
-                )),
+                _ if is_denied(&error) => {
+                    Failure::Refused(format!("the proxy {proxy} refused the way to {host}: {words}"))
+                }
+                _ if is_untrusted(&error) => {
+                    Failure::Refused(format!("{host} or the proxy {proxy} is not to be trusted: {words}"))
+                }
                 _ => Failure::NotSent(format!("{words} (through the proxy {proxy})")),
             }
         })
     }
 
     fn exchange(&self, ask: &Ask, limit: Duration) -> Result<Reply, ureq::Error> {
-        let mut request = Request::builder()
-            .method(ask.method)
-            .uri(format!("{}{}", self.url, ask.path));
+        let mut request = Request::builder().method(ask.method).uri(format!("{}{}", self.url, ask.path));
         let body = match &ask.content {
             Content::Key => None,
             Content::KeyAndEmptyBody => Some(""),
@@ -273,10 +254,7 @@ impl Portal {
         if let Content::Form(_) = ask.content {
             request = request.header("content-type", "application/x-www-form-urlencoded");
         } else {
-            request = request.header(
-                "authorization",
-                header(&format!("Bearer {}", self.key.expose())),
-            );
+            request = request.header("authorization", header(&format!("Bearer {}", self.key.expose())));
             if let Some((signature, _)) = &self.signature {
                 request = request.header("x-signature", header(signature.expose()));
             }
@@ -289,9 +267,7 @@ impl Portal {
             None => SendBody::none(),
         };
         let request = self.agent.configure_request(request.body(body)?);
-        let mut response = self
-            .agent
-            .run(request.timeout_global(Some(limit)).build())?;
+        let mut response = self.agent.run(request.timeout_global(Some(limit)).build())?;
 
         let value = |name| {
             let value = response.headers().get(name)?;
@@ -335,9 +311,7 @@ fn roots(file: &Path, deadline: Instant) -> Result<RootCerts, String> {
         }
     }
     // ureq drops the unusable ones silently.
-    let der = certificates
-        .iter()
-        .map(|certificate| certificate.der().to_vec().into());
+    let der = certificates.iter().map(|certificate| certificate.der().to_vec().into());
     match RootCertStore::empty().add_parsable_certificates(der) {
         (0, _) => Err("holds no usable CA certificate (PEM)".to_owned()),
         _ => Ok(RootCerts::new_with_certs(&certificates)),
@@ -354,22 +328,16 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
         Protocol::Socks5 => "socks5h",
     };
     let unusable = |why: &str| Error::usage(format!("{}: no usable proxy: {why}", proxy.variable));
-    let credentials = proxy
-        .credentials
-        .as_ref()
-        .map(|text| format!("{}@", text.expose()));
+    let credentials = proxy.credentials.as_ref().map(|text| format!("{}@", text.expose()));
     let url = format!("{scheme}://{}{proxy}", credentials.unwrap_or_default());
     let made = ureq::Proxy::new(&url);
-    let made =
-        made.map_err(|_| unusable("bad user or password (write special characters as %XX)"))?;
+    let made = made.map_err(|_| unusable("bad user or password (write special characters as %XX)"))?;
     match proxy.protocol {
         Protocol::Socks5 => {
             // RFC 1929 has one byte for the length of each, and neither may be empty.
             let fits = |text: Option<&str>| (1..=255).contains(&text.unwrap_or_default().len());
             if made.username().is_some() && !(fits(made.username()) && fits(made.password())) {
-                return Err(unusable(
-                    "SOCKS5 takes a user and a password of 1 to 255 bytes each",
-                ));
+                return Err(unusable("SOCKS5 takes a user and a password of 1 to 255 bytes each"));
             }
         }
         Protocol::Socks4 if portal.host.contains(':') => {
@@ -480,11 +448,7 @@ impl<In: Transport> Connector<In> for Watch {
             _ => Instant::now(),
         };
         let until = to_proxy.then(|| begun + CONNECT.min(*details.timeout.after));
-        Ok(connection.map(|connection| Watched {
-            connection,
-            until,
-            wire: self.wire.clone(),
-        }))
+        Ok(connection.map(|connection| Watched { connection, until, wire: self.wire.clone() }))
     }
 }
 
@@ -509,10 +473,7 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        if let Some(until) = self
-            .until
-            .filter(|_| self.wire.connecting.load(Ordering::Relaxed))
-        {
+        if let Some(until) = self.until.filter(|_| self.wire.connecting.load(Ordering::Relaxed)) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(ureq::Error::Timeout(timeout.reason));
@@ -539,10 +500,7 @@ mod tests {
     fn a_host_is_looked_up_once_and_on_no_other_thread() {
         let lookup = OneLookup::default();
         // A limit that is over: ureq's own resolver would fail at once.
-        let limit = NextTimeout {
-            after: Duration::ZERO.into(),
-            ..NextTimeout::default()
-        };
+        let limit = NextTimeout { after: Duration::ZERO.into(), ..NextTimeout::default() };
         let ask = |uri: &'static str| {
             let found = lookup.resolve(&Uri::from_static(uri), &Config::default(), limit);
             found.expect("an address needs no look-up")[0]

@@ -17,10 +17,7 @@ use crate::secret::Secret;
 pub fn new_secret(body: &[u8]) -> Result<(Secret, Secret), &'static str> {
     let body: &RawValue = serde_json::from_slice(body).map_err(|_| "no JSON")?;
     let outer = object(body).ok_or("no client_secret")?;
-    let (json, inner) = match outer
-        .get("response")
-        .and_then(|inner| Some((*inner, object(inner)?)))
-    {
+    let (json, inner) = match outer.get("response").and_then(|inner| Some((*inner, object(inner)?))) {
         Some(inner) => inner,
         None => (body, outer),
     };
@@ -79,19 +76,14 @@ pub fn is_plain_success(body: &[u8]) -> bool {
 
 /// Whether the reply calls its body JSON. A page that answers at any address is HTML.
 pub fn is_json(reply: &Reply) -> bool {
-    reply
-        .content_type
-        .as_deref()
-        .is_some_and(|kind| kind.contains("json"))
+    reply.content_type.as_deref().is_some_and(|kind| kind.contains("json"))
 }
 
 /// The form that asks about a token (RFC 7662), in which nothing matters but whether the portal lets
 /// the client in that asks.
 pub fn introspection(client: &str, secret: &Secret) -> Secret {
     let secret = form_value(secret.expose());
-    Secret::new(format!(
-        "client_id={client}&client_secret={secret}&token=docspace-rotate"
-    ))
+    Secret::new(format!("client_id={client}&client_secret={secret}&token=docspace-rotate"))
 }
 
 /// What an introspection says of the secret with which it was asked: true where it is live, false
@@ -131,9 +123,7 @@ pub fn error_text(body: &[u8]) -> Option<String> {
     let Ok(Value::Object(problem)) = serde_json::from_slice(body) else {
         return None;
     };
-    let said = ["title", "detail", "reason"]
-        .iter()
-        .filter_map(|name| problem.get(*name)?.as_str());
+    let said = ["title", "detail", "reason"].iter().filter_map(|name| problem.get(*name)?.as_str());
     let said: Vec<&str> = said.collect();
     (!said.is_empty()).then(|| said.join(": "))
 }
@@ -149,10 +139,7 @@ pub fn free_text(body: &[u8]) -> Option<String> {
 /// A redirect's scheme and host, and its path: the rest may hold what is not for a log, and so may
 /// a path with escapes.
 pub fn target(location: &str) -> (String, &str) {
-    let address = location
-        .split(['?', '#', '%', '\\'])
-        .next()
-        .unwrap_or_default();
+    let address = location.split(['?', '#', '%', '\\']).next().unwrap_or_default();
     match address.split_once("//") {
         Some((scheme, rest)) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -175,10 +162,7 @@ mod tests {
             Ok((secret.expose().to_owned(), object.expose().to_owned()))
         };
         let found = |secret: &str, object: &str| Ok((secret.to_owned(), object.to_owned()));
-        assert_eq!(
-            read(r#"{"client_secret": "s"}"#),
-            found("s", r#"{"client_secret":"s"}"#)
-        );
+        assert_eq!(read(r#"{"client_secret": "s"}"#), found("s", r#"{"client_secret":"s"}"#));
         assert_eq!(
             read(r#"{"response": {"client_secret": "s"}, "count": 1}"#),
             found("s", r#"{"client_secret":"s"}"#)
@@ -187,14 +171,12 @@ mod tests {
             read(r#"{"response": "x", "client_secret": "s"}"#).map(|(secret, _)| secret),
             Ok("s".to_owned())
         );
-        let kept = r#"{"z":1.10,"a":12345678901234567890123,"b":1e400,"c":"\ud800 \" \\","client_secret":"s"}"#;
+        let kept =
+            r#"{"z":1.10,"a":12345678901234567890123,"b":1e400,"c":"\ud800 \" \\","client_secret":"s"}"#;
         assert_eq!(read(kept), found("s", kept));
         assert_eq!(
             read("{\r\n\t\"a b\" : \"\u{9b}é\u{1f600} \" ,\n\"client_secret\":\"s\" }"),
-            found(
-                "s",
-                r#"{"a b":"\u009b\u00e9\ud83d\ude00 ","client_secret":"s"}"#
-            )
+            found("s", r#"{"a b":"\u009b\u00e9\ud83d\ude00 ","client_secret":"s"}"#)
         );
         let nested = "[".repeat(60_000);
         for (body, why) in [
@@ -203,22 +185,10 @@ mod tests {
             (nested.as_str(), "no JSON"),
             ("[]", "no client_secret"),
             ("\"client_secret\"", "no client_secret"),
-            (
-                r#"{"response":{"x":1},"client_secret":"s"}"#,
-                "no client_secret",
-            ),
-            (
-                r#"{"client_secret":null}"#,
-                "a client_secret that is no usable secret",
-            ),
-            (
-                r#"{"client_secret":["s"]}"#,
-                "a client_secret that is no usable secret",
-            ),
-            (
-                r#"{"client_secret":"\u001b[2J"}"#,
-                "a client_secret that is no usable secret",
-            ),
+            (r#"{"response":{"x":1},"client_secret":"s"}"#, "no client_secret"),
+            (r#"{"client_secret":null}"#, "a client_secret that is no usable secret"),
+            (r#"{"client_secret":["s"]}"#, "a client_secret that is no usable secret"),
+            (r#"{"client_secret":"\u001b[2J"}"#, "a client_secret that is no usable secret"),
         ] {
             assert_eq!(read(body), Err(why));
         }
@@ -230,10 +200,7 @@ mod tests {
             ("", true),
             (" \r\n", true),
             ("{}", true),
-            (
-                r#"{"response":true,"count":1,"links":[],"status":0,"statusCode":200}"#,
-                true,
-            ),
+            (r#"{"response":true,"count":1,"links":[],"status":0,"statusCode":200}"#, true),
             (r#"{"error":{"message":"denied"},"statusCode":403}"#, false),
             (r#"{"statusCode":403}"#, false),
             (r#"{"statusCode":"500"}"#, false),
@@ -260,14 +227,7 @@ mod tests {
             (None, false),
         ] {
             let content_type = kind.map(str::to_owned);
-            assert_eq!(
-                is_json(&Reply {
-                    content_type,
-                    ..Reply::default()
-                }),
-                json,
-                "{kind:?}"
-            );
+            assert_eq!(is_json(&Reply { content_type, ..Reply::default() }), json, "{kind:?}");
         }
     }
 
@@ -287,11 +247,7 @@ mod tests {
             (401, "", None),
             (404, r#"{"active":false}"#, None),
         ] {
-            let reply = Reply {
-                status,
-                body: body.into(),
-                ..Reply::default()
-            };
+            let reply = Reply { status, body: body.into(), ..Reply::default() };
             assert_eq!(takes_secret(&reply), takes, "{status} {body}");
         }
     }
@@ -324,17 +280,11 @@ mod tests {
     #[test]
     fn redirect_targets() {
         for (location, shown) in [
-            (
-                "https://new.example/api?key=hush#x",
-                "https://new.example/api",
-            ),
+            ("https://new.example/api?key=hush#x", "https://new.example/api"),
             ("https://user:hush@new.example", "https://new.example"),
             ("//new.example/x", "//new.example/x"),
             ("/login?hush", "/login"),
-            (
-                "https://new.example/Bearer%20hush",
-                "https://new.example/Bearer",
-            ),
+            ("https://new.example/Bearer%20hush", "https://new.example/Bearer"),
             ("https:\\\\user:hush@new.example/x", "another address"),
             ("https:/user:hush@new.example/x", "another address"),
             ("", "another address"),

@@ -12,9 +12,7 @@ const LONGEST: Duration = Duration::from_secs(86400);
 pub fn wait(attempt: u32, reply: Option<&Reply>) -> Duration {
     let doubled = Duration::from_secs(1 << attempt.min(5)).min(Duration::from_secs(30));
     // A portal that asks again and again for next to nothing must not make this a hammer.
-    reply
-        .and_then(wish)
-        .map_or(doubled, |wish| wish.max(doubled / 100))
+    reply.and_then(wish).map_or(doubled, |wish| wish.max(doubled / 100))
 }
 
 /// What the reply asks for: `Retry-After` in seconds (RFC 9110, section 10.2.3), else on a 429 the
@@ -48,15 +46,10 @@ mod tests {
 
     #[test]
     fn waits_double_from_one_second_to_thirty() {
-        let seconds: Vec<u64> = (0..8)
-            .map(|attempt| wait(attempt, None).as_secs())
-            .collect();
+        let seconds: Vec<u64> = (0..8).map(|attempt| wait(attempt, None).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
         assert_eq!(wait(u32::MAX, None), Duration::from_secs(30));
-        assert_eq!(
-            wait(2, Some(&reply(503, None, None))),
-            Duration::from_secs(4)
-        );
+        assert_eq!(wait(2, Some(&reply(503, None, None))), Duration::from_secs(4));
     }
 
     #[test]
@@ -74,12 +67,7 @@ mod tests {
             // No less than a hundredth of the series.
             (429, None, Some("10000000"), 20),
             (429, None, Some("60"), 60_000),
-            (
-                429,
-                Some("Wed, 21 Oct 2026 07:28:00 GMT"),
-                Some("1000000"),
-                20,
-            ),
+            (429, Some("Wed, 21 Oct 2026 07:28:00 GMT"), Some("1000000"), 20),
             (429, Some("86401"), Some("2000000000"), 2_000),
             // No wish: the second wait of the series.
             (503, None, Some("3445000000"), 2_000),
@@ -95,11 +83,7 @@ mod tests {
             (429, None, Some("18446744073709551615"), 2_000),
         ] {
             let waited = wait(1, Some(&reply(status, retry_after, reset)));
-            assert_eq!(
-                waited,
-                Duration::from_millis(wanted),
-                "{status} {retry_after:?} {reset:?}"
-            );
+            assert_eq!(waited, Duration::from_millis(wanted), "{status} {retry_after:?} {reset:?}");
         }
     }
 }

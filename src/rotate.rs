@@ -13,8 +13,8 @@ use crate::io::say;
 use crate::output::{Output, is_fifo};
 use crate::portal::{Ask, Content, End, Failure, Portal, Reply};
 use crate::reply::{
-    error_text, free_text, introspection, is_json, is_plain_success, new_secret, signature,
-    takes_secret, target,
+    error_text, free_text, introspection, is_json, is_plain_success, new_secret, signature, takes_secret,
+    target,
 };
 use crate::retry;
 use crate::secret::Secret;
@@ -75,23 +75,14 @@ impl<'a> Job<'a> {
     fn new(options: &'a Options) -> Result<Job<'a>, Error> {
         let deadline = Instant::now() + options.timeout;
         let key = options.key.read(deadline)?;
-        for (name, text) in [
-            ("CLIENT_ID", &options.client),
-            ("the address", &options.url.host),
-        ] {
+        for (name, text) in [("CLIENT_ID", &options.client), ("the address", &options.url.host)] {
             if text.eq_ignore_ascii_case(key.expose()) {
                 let what = format!("{name} is the key, which belongs in DOCSPACE_API_KEY alone");
                 return Err(Error::usage(what));
             }
         }
         let portal = Portal::new(options, key, deadline)?;
-        Ok(Job {
-            options,
-            deadline,
-            portal,
-            no_sign_in: None,
-            step_until: None,
-        })
+        Ok(Job { options, deadline, portal, no_sign_in: None, step_until: None })
     }
 
     /// Sees that the output can be opened. A FIFO is left alone: its reader would take the end of this
@@ -117,19 +108,12 @@ impl<'a> Job<'a> {
     fn regenerate(&mut self) -> Result<Secret, Error> {
         let reply = self.call(Call::Regenerate)?;
         let (secret, object) = new_secret(&reply.body).map_err(|why| {
-            let what = format!(
-                "{} and {why}",
-                self.describe_reply(Call::Regenerate, &reply)
-            );
+            let what = format!("{} and {why}", self.describe_reply(Call::Regenerate, &reply));
             Error::new(State::Unknown, what)
         })?;
         signal::note("while the new secret was being written", State::SecretLost);
         self.log("Client secret has been regenerated.");
-        let line = if self.options.json {
-            object
-        } else {
-            Secret::new(secret.expose())
-        };
+        let line = if self.options.json { object } else { Secret::new(secret.expose()) };
         self.portal.keep(secret);
         Ok(line)
     }
@@ -161,8 +145,8 @@ impl<'a> Job<'a> {
         self.step_until = Some(self.last_step());
         let unproved = |what: String| Error::new(State::Unproved, what);
         let reply = self.call(Call::Introspect);
-        let reply = reply
-            .map_err(|error| unproved(error.what + ", so the new secret could not be proved"))?;
+        let reply =
+            reply.map_err(|error| unproved(error.what + ", so the new secret could not be proved"))?;
         match takes_secret(&reply) {
             Some(true) => {
                 self.log("The new secret is live.");
@@ -182,19 +166,13 @@ impl<'a> Job<'a> {
     /// Sees that portal, key and client are right, and changes nothing.
     fn check(&mut self) -> Result<(), Error> {
         self.call(Call::Client)?;
-        let key = if self.portal.has_api_key() {
-            "an API key"
-        } else {
-            "a bearer token"
-        };
+        let key = if self.portal.has_api_key() { "an API key" } else { "a bearer token" };
         let way = match self.portal.signature_age() {
             Some(_) => "that signs in",
             None => "without a sign-in",
         };
         let (url, client) = (self.portal.url(), &self.options.client);
-        self.log(&format!(
-            "Ready: {url} has client {client}, asked with {key} {way}."
-        ));
+        self.log(&format!("Ready: {url} has client {client}, asked with {key} {way}."));
         Ok(())
     }
 
@@ -255,12 +233,7 @@ impl<'a> Job<'a> {
         };
         // A client's own reply holds its live secret, and perhaps a large logo.
         let status_only = call == Call::Client;
-        let ask = Ask {
-            method: call.method(),
-            path: call.path(client),
-            content,
-            status_only,
-        };
+        let ask = Ask { method: call.method(), path: call.path(client), content, status_only };
         self.portal.send(&ask, limit)
     }
 
@@ -286,10 +259,7 @@ impl<'a> Job<'a> {
             );
             return Err(Error::new(State::Unreached, what));
         }
-        signal::note(
-            &format!("before another [{}]", call.name()),
-            self.state(call),
-        );
+        signal::note(&format!("before another [{}]", call.name()), self.state(call));
         match logged {
             true => self.log(&format!("[{}] Trying again in {seconds} s", call.name())),
             false => self.log_outcome(call, outcome, &format!(", trying again in {seconds} s")),
@@ -512,11 +482,7 @@ impl Job<'_> {
             Err(_) if follows.is_empty() => return,
             Err(Failure::Refused(why) | Failure::NotSent(why)) => format!("Not sent: {why}"),
             Err(Failure::NoReply(why)) => format!("No answer: {why}"),
-            Ok(Reply {
-                status: status @ 200..=299,
-                end: End::Cut(why),
-                ..
-            }) => {
+            Ok(Reply { status: status @ 200..=299, end: End::Cut(why), .. }) => {
                 format!("Status: {status}, cut short: {why}")
             }
             Ok(reply) => format!("Status: {}", reply.status),
@@ -536,27 +502,15 @@ mod tests {
     use super::*;
 
     fn outcome(status: u16, cut: bool) -> Result<Reply, Failure> {
-        let end = if cut {
-            End::Cut("cut".to_owned())
-        } else {
-            End::Whole
-        };
-        Ok(Reply {
-            status,
-            end,
-            ..Reply::default()
-        })
+        let end = if cut { End::Cut("cut".to_owned()) } else { End::Whole };
+        Ok(Reply { status, end, ..Reply::default() })
     }
 
     #[test]
     fn what_follows_from_an_outcome() {
         use Call::{Client, Introspect, Regenerate, Revoke, Token};
         for call in [Token, Client, Regenerate, Revoke, Introspect] {
-            let unanswered = if call == Regenerate {
-                Verdict::Unknown
-            } else {
-                Verdict::Again
-            };
+            let unanswered = if call == Regenerate { Verdict::Unknown } else { Verdict::Again };
             for sign_in in [false, true] {
                 let failed = |failure| judge(call, &Err(failure), sign_in);
                 assert_eq!(failed(Failure::Refused(String::new())), Verdict::Refused);
@@ -570,24 +524,11 @@ mod tests {
             }
             assert_eq!(judge(call, &outcome(429, true), false), Verdict::Again);
             for status in [101, 500, 502, 503, 504, 599, 999] {
-                assert_eq!(
-                    judge(call, &outcome(status, false), true),
-                    unanswered,
-                    "{call:?} {status}"
-                );
+                assert_eq!(judge(call, &outcome(status, false), true), unanswered, "{call:?} {status}");
             }
         }
-        let too_long = |call| {
-            judge(
-                call,
-                &Ok(Reply {
-                    status: 200,
-                    end: End::TooLong,
-                    ..Reply::default()
-                }),
-                false,
-            )
-        };
+        let too_long =
+            |call| judge(call, &Ok(Reply { status: 200, end: End::TooLong, ..Reply::default() }), false);
         assert_eq!(too_long(Regenerate), Verdict::Unknown);
         assert_eq!(too_long(Revoke), Verdict::Refused);
         assert_eq!(too_long(Token), Verdict::Done);
@@ -622,11 +563,7 @@ mod tests {
             (Introspect, 403, false, Verdict::Refused),
             (Introspect, 404, false, Verdict::Refused),
         ] {
-            assert_eq!(
-                judge(call, &outcome(status, cut), false),
-                wanted,
-                "{call:?} {status} {cut}"
-            );
+            assert_eq!(judge(call, &outcome(status, cut), false), wanted, "{call:?} {status} {cut}");
         }
     }
 

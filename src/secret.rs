@@ -114,18 +114,11 @@ pub fn hide_words(text: &str, secrets: &[&Secret], known: &str) -> String {
         let (between, after) = rest.split_at(start);
         let (word, after) = after.split_at(after.find(|c| !in_word(c)).unwrap_or(after.len()));
         // A name may stand before it: `client-secret=...`.
-        let value = word
-            .rsplit('=')
-            .find(|part| !part.is_empty())
-            .unwrap_or(word);
+        let value = word.rsplit('=').find(|part| !part.is_empty()).unwrap_or(word);
         let part = value.len() >= 8 && secrets.iter().any(|secret| secret.expose().contains(value));
         let hidden = value != known && (part || looks_secret(value));
         shown += between;
-        shown += &if hidden {
-            word.replace(value, HIDDEN)
-        } else {
-            word.to_owned()
-        };
+        shown += &if hidden { word.replace(value, HIDDEN) } else { word.to_owned() };
         rest = after;
     }
     shown + rest
@@ -164,10 +157,7 @@ mod tests {
     #[test]
     fn debug_hides() {
         let secret = Secret::new("sk-do-not-show");
-        assert_eq!(
-            format!("{secret:?} {:?}", Some(&secret)),
-            "[hidden] Some([hidden])"
-        );
+        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[hidden] Some([hidden])");
     }
 
     #[test]
@@ -193,24 +183,10 @@ mod tests {
 
     #[test]
     fn client_secrets() {
-        for good in [
-            "x",
-            "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
-            "!~\"\\",
-            &"s".repeat(1024),
-        ] {
+        for good in ["x", "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa", "!~\"\\", &"s".repeat(1024)] {
             assert!(Secret::client_secret(good).is_some(), "{good}");
         }
-        for bad in [
-            "",
-            " ",
-            "a b",
-            "a\n",
-            "a\u{1b}[2J",
-            "a\0",
-            "é",
-            &"s".repeat(1025),
-        ] {
+        for bad in ["", " ", "a b", "a\n", "a\u{1b}[2J", "a\0", "é", &"s".repeat(1025)] {
             assert!(Secret::client_secret(bad).is_none(), "{bad:?}");
         }
     }
@@ -220,9 +196,7 @@ mod tests {
         for good in ["a.b.c", "eyJh.e30.c2ln-_", "a.b."] {
             assert!(Secret::signature(good).is_some(), "{good}");
         }
-        for bad in [
-            "", "a", "a.b", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c=",
-        ] {
+        for bad in ["", "a", "a.b", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c="] {
             assert!(Secret::signature(bad).is_none(), "{bad}");
         }
     }
@@ -231,18 +205,9 @@ mod tests {
     fn outside_text_becomes_harmless() {
         let secrets = [Secret::new("sk-1"), Secret::new("a.b.c")];
         let show = |text: &str| shown(text, &[&secrets[0], &secrets[1]]);
-        assert_eq!(
-            show("  plain 'text' \"here\" \\ "),
-            "plain 'text' \"here\" \\"
-        );
-        assert_eq!(
-            show("key sk-1 and sk-1, a.b.c"),
-            "key [hidden] and [hidden], [hidden]"
-        );
-        assert_eq!(
-            show("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"),
-            r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}"
-        );
+        assert_eq!(show("  plain 'text' \"here\" \\ "), "plain 'text' \"here\" \\");
+        assert_eq!(show("key sk-1 and sk-1, a.b.c"), "key [hidden] and [hidden], [hidden]");
+        assert_eq!(show("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"), r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}");
         assert_eq!(show(&"x".repeat(200)), "x".repeat(200));
         assert_eq!(show(&"x".repeat(201)), "x".repeat(199) + "…");
         assert_eq!(show(&"\u{1}".repeat(300)).chars().count(), 200);
@@ -265,19 +230,12 @@ mod tests {
             "sk-01234",
             "56789abcdef",
         ] {
-            assert_eq!(
-                hide(&format!("a-secret={hidden}, {known}!")),
-                format!("a-secret=[hidden], {known}!")
-            );
+            assert_eq!(hide(&format!("a-secret={hidden}, {known}!")), format!("a-secret=[hidden], {known}!"));
             assert_eq!(hide(&format!("\"{hidden}\"")), "\"[hidden]\"");
         }
-        for said in [
-            "short-1",
-            "a-long-word-of-small-letters",
-            "/api/2.0/clients/x/regenerate",
-            "слово = =x= ",
-            "",
-        ] {
+        for said in
+            ["short-1", "a-long-word-of-small-letters", "/api/2.0/clients/x/regenerate", "слово = =x= ", ""]
+        {
             assert_eq!(hide(said), said);
         }
     }

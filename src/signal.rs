@@ -41,10 +41,7 @@ pub fn note(what: &str, state: State) {
 pub fn unfilled(file: Option<&Path>) {
     let name = file.and_then(|file| CString::new(file.as_os_str().as_bytes()).ok());
     // Never freed, likewise.
-    UNFILLED.store(
-        name.map_or(ptr::null_mut(), CString::into_raw),
-        Ordering::SeqCst,
-    );
+    UNFILLED.store(name.map_or(ptr::null_mut(), CString::into_raw), Ordering::SeqCst);
 }
 
 /// Sets the handler. A signal that the caller has ignored stays ignored.
@@ -73,19 +70,13 @@ pub fn handle() {
 }
 
 extern "C" fn end(signal: c_int) {
-    let name = if signal == libc::SIGINT {
-        "SIGINT "
-    } else {
-        "SIGTERM "
-    };
+    let name = if signal == libc::SIGINT { "SIGINT " } else { "SIGTERM " };
     // SAFETY: what the pointers point to is never freed, and the calls are async-signal-safe.
     unsafe {
         let file = UNFILLED.load(Ordering::SeqCst);
         let mut status = MaybeUninit::<libc::stat>::zeroed();
         // Another run may have put its secret there.
-        if !file.is_null()
-            && libc::stat(file, status.as_mut_ptr()) == 0
-            && status.assume_init().st_size == 0
+        if !file.is_null() && libc::stat(file, status.as_mut_ptr()) == 0 && status.assume_init().st_size == 0
         {
             libc::unlink(file);
         }

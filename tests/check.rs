@@ -13,20 +13,14 @@ use run::{Folder, rotate, run};
 const CHECK: &[&str] = &["--check"];
 
 fn ready(stand: &Stand, how: &str) -> String {
-    format!(
-        "Ready: {} has client {CLIENT}, asked with {how}.",
-        stand.url()
-    )
+    format!("Ready: {} has client {CLIENT}, asked with {how}.", stand.url())
 }
 
 #[test]
 fn an_api_key_signs_in_and_the_client_is_asked_for() {
     let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
-    let log = [
-        "[GET token] Status: 200",
-        "[GET client] Status: 200",
-        &ready(&stand, "an API key that signs in"),
-    ];
+    let log =
+        ["[GET token] Status: 200", "[GET client] Status: 200", &ready(&stand, "an API key that signs in")];
     run(rotate(&stand).args(CHECK)).is(0, "", &log);
     let requests = stand.requests();
     assert_eq!(requests[1].target, format!("/api/2.0/clients/{CLIENT}"));
@@ -40,10 +34,7 @@ fn an_api_key_signs_in_and_the_client_is_asked_for() {
 #[test]
 fn other_ways_in_are_named() {
     let stand = Stand::script(vec![on("GET client", reply("get-200"))]);
-    let log = [
-        "[GET client] Status: 200",
-        &ready(&stand, "a bearer token without a sign-in"),
-    ];
+    let log = ["[GET client] Status: 200", &ready(&stand, "a bearer token without a sign-in")];
     run(rotate(&stand).args(CHECK).env("DOCSPACE_API_KEY", BEARER)).is(0, "", &log);
 
     let mut script = signed_in([on("GET client", reply("get-200"))]);
@@ -57,10 +48,8 @@ fn other_ways_in_are_named() {
     ];
     run(rotate(&stand).args(CHECK).env("DOCSPACE_API_KEY", BEARER)).is(0, "", &log);
 
-    let stand = Stand::script(vec![
-        on("GET token", http("404 ", "", "")),
-        on("GET client", reply("get-200")),
-    ]);
+    let stand =
+        Stand::script(vec![on("GET token", http("404 ", "", "")), on("GET client", reply("get-200"))]);
     let done = run(rotate(&stand).args(CHECK));
     assert_eq!(done.status, Some(0), "{done}");
     assert_eq!(done.error(), ready(&stand, "an API key without a sign-in"));
@@ -85,31 +74,17 @@ fn refusals_are_3() {
             reply("get-404"),
             "answered [GET client] with status 404 (Not Found: Client with ID [hidden] for tenant 1 was not found)",
         ),
-        (
-            reply("patch-403-denied"),
-            "answered [GET client] with status 403 (Forbidden: Access denied)",
-        ),
+        (reply("patch-403-denied"), "answered [GET client] with status 403 (Forbidden: Access denied)"),
         (
             http("302 ", "Location: https://new.invalid/x", ""),
             "redirects [GET client] (status 302) to https://new.invalid/x: give --url the portal's own address",
         ),
-        (
-            page,
-            "answered [GET client] with status 200 and a page that no portal sends",
-        ),
+        (page, "answered [GET client] with status 200 and a page that no portal sends"),
     ] {
         let stand = Stand::script(signed_in([on("GET client", answer)]));
         let refused = run(rotate(&stand).args(CHECK));
-        assert_eq!(
-            (refused.status, refused.stdout.as_str()),
-            (Some(3), ""),
-            "{refused}"
-        );
-        assert_eq!(
-            refused.error(),
-            format!("docspace-rotate: 127.0.0.1 {said}{unchanged}"),
-            "{refused}"
-        );
+        assert_eq!((refused.status, refused.stdout.as_str()), (Some(3), ""), "{refused}");
+        assert_eq!(refused.error(), format!("docspace-rotate: 127.0.0.1 {said}{unchanged}"), "{refused}");
     }
     let stand = Stand::script(vec![on("GET token", reply("token-401"))]);
     let refused = run(rotate(&stand).args(CHECK));
@@ -125,32 +100,18 @@ fn faults_are_waited_out_and_4_in_the_end() {
         || Act::Send(b"garbage\r\n\r\n".to_vec()),
     ];
     for fault in faults {
-        let stand = Stand::script(signed_in([Step::Request(
-            "GET client",
-            vec![fault(), Act::Close],
-        )]));
+        let stand = Stand::script(signed_in([Step::Request("GET client", vec![fault(), Act::Close])]));
         let missed = run(rotate(&stand).args(CHECK).args(["--timeout", "0.9"]));
-        assert_eq!(
-            (missed.status, missed.stdout.as_str()),
-            (Some(4), ""),
-            "{missed}"
-        );
+        assert_eq!((missed.status, missed.stdout.as_str()), (Some(4), ""), "{missed}");
     }
     let stand = Stand::script(signed_in([
-        on(
-            "GET client",
-            http("429 ", "X-RateLimit-Reset: 20000000", ""),
-        ),
+        on("GET client", http("429 ", "X-RateLimit-Reset: 20000000", "")),
         Step::Request("GET client", vec![Act::Close]),
         on("GET client", reply("get-200")),
     ]));
     let done = run(rotate(&stand).args(CHECK));
     assert_eq!(done.status, Some(0), "{done}");
-    assert!(
-        done.stderr
-            .contains("[GET client] Status: 429, trying again in 0.02 s\n"),
-        "{done}"
-    );
+    assert!(done.stderr.contains("[GET client] Status: 429, trying again in 0.02 s\n"), "{done}");
     assert!(done.stderr.contains("[GET client] No answer: "), "{done}");
 }
 
@@ -178,9 +139,7 @@ fn the_key_file_is_no_output() {
     let key = folder.file("key", portal::KEY);
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", &key);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
     let refused = run(command.args(CHECK).arg("--output").arg(&key));
     assert_eq!(refused.status, Some(2), "{refused}");
     assert_eq!(stand.connections(), 0);
@@ -191,10 +150,7 @@ fn a_signal_removes_nothing_that_came_to_the_output_later() {
     let folder = Folder::new();
     let file = folder.path("file");
     let (answer, gate) = std::sync::mpsc::channel();
-    let stand = Stand::script(signed_in([Step::Request(
-        "GET client",
-        vec![Act::Wait(gate)],
-    )]));
+    let stand = Stand::script(signed_in([Step::Request("GET client", vec![Act::Wait(gate)])]));
     let mut command = rotate(&stand);
     let child = run::start(command.args(CHECK).arg("-q").arg("--output").arg(&file));
     stand.wait_for(2);
@@ -213,11 +169,7 @@ fn a_fifo_is_left_alone() {
     let fifo = folder.fifo();
     let stand = Stand::script(signed_in([on("GET client", reply("get-200"))]));
     // Nobody reads it: opened, it would be waited for.
-    let done = run(rotate(&stand)
-        .args(CHECK)
-        .args(["--timeout", "5"])
-        .arg("--output")
-        .arg(fifo));
+    let done = run(rotate(&stand).args(CHECK).args(["--timeout", "5"]).arg("--output").arg(fifo));
     assert_eq!(done.status, Some(0), "{done}");
 }
 

@@ -27,36 +27,16 @@ fn help_may_be_cut_short_and_says_where_it_cannot_be_printed() {
     while std::io::Write::write(&mut writer, b"x").is_ok() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    assert!(
-        program()
-            .arg("--help")
-            .stdout(writer)
-            .status()
-            .unwrap()
-            .success()
-    );
-    let full = std::fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/full")
-        .unwrap();
+    assert!(program().arg("--help").stdout(writer).status().unwrap().success());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     assert_eq!(
-        program()
-            .arg("--help")
-            .stdout(full)
-            .stderr(std::process::Stdio::null())
-            .status()
-            .unwrap()
-            .code(),
+        program().arg("--help").stdout(full).stderr(std::process::Stdio::null()).status().unwrap().code(),
         Some(2)
     );
 }
 
 /// Arguments and variables on top of a setting that works, and the error line they get.
-type Mistake = (
-    &'static [&'static str],
-    &'static [(&'static str, &'static str)],
-    &'static str,
-);
+type Mistake = (&'static [&'static str], &'static [(&'static str, &'static str)], &'static str);
 
 #[test]
 fn mistakes_send_nothing() {
@@ -66,21 +46,9 @@ fn mistakes_send_nothing() {
         (&["-z"], &[], "-z: no such option"),
         (&["--api-key=hush"], &[], "--api-key: no such option"),
         (&["--quiet=hush"], &[], "--quiet: it takes no value"),
-        (
-            &["one-more"],
-            &[],
-            "CLIENT_ID: more than one argument is given",
-        ),
-        (
-            &["--only", "rotate"],
-            &[],
-            "--only: the step is regenerate or revoke",
-        ),
-        (
-            &["--timeout", "soon"],
-            &[],
-            "--timeout: give a number of seconds above 0 and up to 86400",
-        ),
+        (&["one-more"], &[], "CLIENT_ID: more than one argument is given"),
+        (&["--only", "rotate"], &[], "--only: the step is regenerate or revoke"),
+        (&["--timeout", "soon"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
         (&["--timeout"], &[], "--timeout: its value is missing"),
         (
             &["--url", "http://127.0.0.1.invalid"],
@@ -119,10 +87,7 @@ fn mistakes_send_nothing() {
         ),
         (
             &[],
-            &[
-                ("DOCSPACE_API_KEY", ""),
-                ("DOCSPACE_API_KEY_FILE", "missing/file"),
-            ],
+            &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "missing/file")],
             "DOCSPACE_API_KEY_FILE: the file that it names can't be read: No such file or directory",
         ),
         (
@@ -150,11 +115,7 @@ fn mistakes_send_nothing() {
             &[],
             "--output: can't write to missing/file: No such file or directory",
         ),
-        (
-            &["--output", "/"],
-            &[],
-            "--output: can't write to /: Is a directory",
-        ),
+        (&["--output", "/"], &[], "--output: can't write to /: Is a directory"),
         (
             &["--output", "secret", "--only", "revoke"],
             &[],
@@ -173,13 +134,7 @@ fn mistakes_send_nothing() {
     ];
     for (args, env, error) in mistakes {
         let refused = run(rotate(&stand).args(*args).envs(env.iter().copied()));
-        refused.is(
-            2,
-            "",
-            &[&format!(
-                "docspace-rotate: {error}; nothing was sent. Try --help"
-            )],
-        );
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
         assert!(!refused.stderr.contains("hush"), "{refused}");
     }
     assert_eq!(stand.connections(), 0);
@@ -198,11 +153,7 @@ fn the_client_may_be_in_the_environment_and_the_address_an_argument() {
     let stand = Stand::script(good_run());
     let mut command = program();
     command.args(["-q", "--url", &format!("{}/", stand.url())]);
-    command.envs([
-        ("DOCSPACE_CLIENT_ID", CLIENT),
-        ("DOCSPACE_API_KEY", KEY),
-        ("DOCSPACE_BASE_URL", "?"),
-    ]);
+    command.envs([("DOCSPACE_CLIENT_ID", CLIENT), ("DOCSPACE_API_KEY", KEY), ("DOCSPACE_BASE_URL", "?")]);
     run(&mut command).is(0, &format!("{}\n", portal::SECRET), &[]);
 }
 
@@ -213,18 +164,13 @@ fn the_key_may_be_in_a_file() {
         let stand = Stand::script(good_run());
         let file = folder.file("key", format!("{KEY}{ending}"));
         let command = &mut rotate(&stand);
-        run(command
-            .env_remove("DOCSPACE_API_KEY")
-            .env("DOCSPACE_API_KEY_FILE", file)
-            .arg("-q"))
-        .is(0, &format!("{}\n", portal::SECRET), &[]);
-        let bearer = format!("Bearer {KEY}");
-        assert!(
-            stand
-                .requests()
-                .iter()
-                .all(|r| r.header("authorization") == Some(&bearer))
+        run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", file).arg("-q")).is(
+            0,
+            &format!("{}\n", portal::SECRET),
+            &[],
         );
+        let bearer = format!("Bearer {KEY}");
+        assert!(stand.requests().iter().all(|r| r.header("authorization") == Some(&bearer)));
     }
 }
 
@@ -236,20 +182,16 @@ fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
     let empty = folder.file("empty", "\n");
     let two_keys = two_keys.to_str().unwrap();
     let empty = empty.to_str().unwrap();
-    let unusable = "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes";
+    let unusable =
+        "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes";
     let mut files = vec![(two_keys, unusable), (empty, "holds no key")];
     if cfg!(unix) {
-        files.push((
-            "/dev/zero",
-            "holds more than 8,000 characters, which no portal takes for a key",
-        ));
+        files.push(("/dev/zero", "holds more than 8,000 characters, which no portal takes for a key"));
         files.push(("/", "can't be read: Is a directory"));
     }
     for (file, why) in files {
         let command = &mut rotate(&stand);
-        let refused = run(command
-            .env_remove("DOCSPACE_API_KEY")
-            .env("DOCSPACE_API_KEY_FILE", file));
+        let refused = run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", file));
         let error = format!(
             "docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names {why}; nothing was sent. Try --help"
         );
@@ -263,34 +205,20 @@ fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
 fn a_key_in_the_wrong_place_is_not_shown() {
     let stand = Stand::script(vec![]);
     let command = &mut rotate(&stand);
-    let refused = run(command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", KEY));
+    let refused = run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", KEY));
     refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: No such file or directory; nothing was sent. Try --help"]);
     let address = format!("https://{KEY}");
     let proxy = format!("http://{KEY}:1");
     let output = format!("{KEY}/file");
     for (args, env, error) in [
-        (
-            &["--url", &address][..],
-            None,
-            "the address is the key, which belongs in DOCSPACE_API_KEY alone",
-        ),
-        (
-            &["--cacert", KEY],
-            None,
-            "--cacert: [hidden] can't be read: No such file or directory",
-        ),
+        (&["--url", &address][..], None, "the address is the key, which belongs in DOCSPACE_API_KEY alone"),
+        (&["--cacert", KEY], None, "--cacert: [hidden] can't be read: No such file or directory"),
         (
             &[],
             Some(("SSL_CERT_FILE", KEY)),
             "SSL_CERT_FILE: [hidden] can't be read: No such file or directory",
         ),
-        (
-            &["--output", &output],
-            None,
-            "--output: can't write to [hidden]/file: No such file or directory",
-        ),
+        (&["--output", &output], None, "--output: can't write to [hidden]/file: No such file or directory"),
         (
             &[],
             Some(("http_proxy", &proxy)),
@@ -298,13 +226,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
         ),
     ] {
         let refused = run(rotate(&stand).args(args).envs(env));
-        refused.is(
-            2,
-            "",
-            &[&format!(
-                "docspace-rotate: {error}; nothing was sent. Try --help"
-            )],
-        );
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
     }
     assert_eq!(stand.connections(), 0);
 }
@@ -316,23 +238,15 @@ fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let fifo = folder.fifo();
     let stand = Stand::script(good_run());
     let mut command = rotate(&stand);
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &fifo);
     let child = run::start(command.arg("-q"));
     std::thread::sleep(std::time::Duration::from_millis(50));
     std::fs::write(&fifo, format!("{KEY}\n")).unwrap();
-    run::finished(&command, child.wait_with_output().unwrap()).is(
-        0,
-        &format!("{}\n", portal::SECRET),
-        &[],
-    );
+    run::finished(&command, child.wait_with_output().unwrap()).is(0, &format!("{}\n", portal::SECRET), &[]);
 
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &fifo);
     let refused = run(command.args(["--timeout", "0.2"]));
     refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: the time is up; nothing was sent. Try --help"]);
 }

@@ -8,13 +8,12 @@ mod run;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use portal::{
-    Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on, reply,
-};
+use portal::{Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on, reply};
 use run::{Run, rotate, run};
 
 const UNCHANGED: &str = "; the client's secret is as it was; run again later";
-const UNKNOWN: &str = "; the client may or may not have a new secret; take the old one for dead and run again in some minutes";
+const UNKNOWN: &str =
+    "; the client may or may not have a new secret; take the old one for dead and run again in some minutes";
 
 /// Runs the cases on some threads, as most of their time is waiting.
 fn for_each<T: Send>(cases: Vec<T>, test: impl Fn(T) + Sync) {
@@ -34,20 +33,14 @@ fn for_each<T: Send>(cases: Vec<T>, test: impl Fn(T) + Sync) {
 
 /// A run with an API key whose PATCH meets these acts.
 fn patch_meets(acts: Vec<Act>, args: &[&str]) -> Run {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        Step::Request("PATCH regenerate", acts),
-    ]);
+    let stand =
+        Stand::script(vec![on("GET token", reply("token-200")), Step::Request("PATCH regenerate", acts)]);
     run(rotate(&stand).args(args))
 }
 
 #[track_caller]
 fn is_state(run: &Run, status: i32, words: &str) {
-    assert_eq!(
-        (run.status, run.stdout.as_str()),
-        (Some(status), ""),
-        "{run}"
-    );
+    assert_eq!((run.status, run.stdout.as_str()), (Some(status), ""), "{run}");
     assert!(run.error().ends_with(words), "{run}");
 }
 
@@ -66,11 +59,7 @@ mod sent_or_not {
             let stand = Stand::script_over(Some(server.clone()), cut);
             let command = &mut rotate(&stand);
             // A bearer's first request is the PATCH. No time for a second attempt.
-            command
-                .env("DOCSPACE_API_KEY", BEARER)
-                .args(["--timeout", "0.9"])
-                .arg("--cacert")
-                .arg(&ca);
+            command.env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9"]).arg("--cacert").arg(&ca);
             let done = run(command);
             match done.status {
                 Some(4) => is_state(&done, 4, UNCHANGED),
@@ -89,15 +78,9 @@ mod sent_or_not {
                 _ => after = middle,
             }
         }
-        for_each(
-            (0..inside)
-                .step_by(37)
-                .chain([inside - 1, inside])
-                .collect(),
-            |bytes| {
-                assert_eq!(status(bytes), 4, "{bytes} of {after} bytes");
-            },
-        );
+        for_each((0..inside).step_by(37).chain([inside - 1, inside]).collect(), |bytes| {
+            assert_eq!(status(bytes), 4, "{bytes} of {after} bytes");
+        });
         for_each(vec![after, after + 1, after + 100], |bytes| {
             assert_eq!(status(bytes), 7, "{bytes} of {after} bytes");
         });
@@ -107,28 +90,18 @@ mod sent_or_not {
     fn a_fault_after_the_handshake_is_7_on_a_new_and_on_a_kept_connection() {
         let (_folder, certificates, ca) = run::authority();
         let server = certificates.server("127.0.0.1");
-        let kept = |act| {
-            vec![
-                on("GET token", reply("token-200")),
-                Step::Request("PATCH regenerate", vec![act]),
-            ]
-        };
+        let kept =
+            |act| vec![on("GET token", reply("token-200")), Step::Request("PATCH regenerate", vec![act])];
         let cases = vec![
             (BEARER, vec![Step::Secured(vec![Act::Reset])]),
             (BEARER, vec![Step::Secured(vec![Act::Close])]),
-            (
-                BEARER,
-                vec![Step::Request("PATCH regenerate", vec![Act::Reset])],
-            ),
+            (BEARER, vec![Step::Request("PATCH regenerate", vec![Act::Reset])]),
             (KEY, kept(Act::Reset)),
             (KEY, kept(Act::Close)),
         ];
         for (key, script) in cases {
             let stand = Stand::script_over(Some(server.clone()), script);
-            let done = run(rotate(&stand)
-                .env("DOCSPACE_API_KEY", key)
-                .arg("--cacert")
-                .arg(&ca));
+            let done = run(rotate(&stand).env("DOCSPACE_API_KEY", key).arg("--cacert").arg(&ca));
             is_state(&done, 7, UNKNOWN);
             assert_eq!(stand.connections(), 1);
         }
@@ -137,14 +110,8 @@ mod sent_or_not {
     #[test]
     fn without_tls_a_connection_that_stands_may_have_carried_the_patch() {
         for (key, script) in [
-            (
-                BEARER,
-                vec![Step::Request("PATCH regenerate", vec![Act::Reset])],
-            ),
-            (
-                BEARER,
-                vec![Step::Request("PATCH regenerate", vec![Act::Close])],
-            ),
+            (BEARER, vec![Step::Request("PATCH regenerate", vec![Act::Reset])]),
+            (BEARER, vec![Step::Request("PATCH regenerate", vec![Act::Close])]),
             (
                 KEY,
                 vec![
@@ -154,33 +121,18 @@ mod sent_or_not {
             ),
         ] {
             let stand = Stand::script(script);
-            is_state(
-                &run(rotate(&stand).env("DOCSPACE_API_KEY", key)),
-                7,
-                UNKNOWN,
-            );
+            is_state(&run(rotate(&stand).env("DOCSPACE_API_KEY", key)), 7, UNKNOWN);
         }
     }
 
     #[test]
     fn nobody_there_and_no_name_are_4_for_a_patch_too() {
         let stand = Stand::script(vec![]);
-        for url in [
-            "http://127.0.0.1:1".to_owned(),
-            "https://portal.invalid".to_owned(),
-        ] {
-            let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args([
-                "--timeout",
-                "0.9",
-                "--url",
-                &url,
-            ]));
+        for url in ["http://127.0.0.1:1".to_owned(), "https://portal.invalid".to_owned()] {
+            let done =
+                run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9", "--url", &url]));
             is_state(&done, 4, UNCHANGED);
-            assert!(
-                done.error()
-                    .contains("was not reached for [PATCH regenerate]: "),
-                "{done}"
-            );
+            assert!(done.error().contains("was not reached for [PATCH regenerate]: "), "{done}");
         }
     }
 
@@ -192,15 +144,8 @@ mod sent_or_not {
         script.insert(1, Step::Accepted(vec![Act::Reset]));
         let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
         let done = run(rotate(&stand).arg("--cacert").arg(&ca));
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(0), line().as_str()),
-            "{done}"
-        );
-        assert!(
-            done.stderr.contains("[PATCH regenerate] Not sent: "),
-            "{done}"
-        );
+        assert_eq!((done.status, done.stdout.as_str()), (Some(0), line().as_str()), "{done}");
+        assert!(done.stderr.contains("[PATCH regenerate] Not sent: "), "{done}");
     }
 
     /// The portal is away when the run begins, and comes in time.
@@ -211,10 +156,7 @@ mod sent_or_not {
         script.remove(0);
         script.insert(0, Step::Accepted(vec![Act::Reset]));
         let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
-        let done = run(rotate(&stand)
-            .env("DOCSPACE_API_KEY", BEARER)
-            .arg("--cacert")
-            .arg(&ca));
+        let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).arg("--cacert").arg(&ca));
         done.is(
             0,
             &line(),
@@ -226,14 +168,7 @@ mod sent_or_not {
                 "Client consent revoked for client ID.",
             ],
         );
-        assert!(
-            done.stderr
-                .lines()
-                .next()
-                .unwrap()
-                .ends_with(", trying again in 1 s"),
-            "{done}"
-        );
+        assert!(done.stderr.lines().next().unwrap().ends_with(", trying again in 1 s"), "{done}");
     }
 }
 
@@ -242,11 +177,7 @@ mod repeats {
 
     /// A 429 whose limit ends in 20 ms, as the identity service has it.
     fn busy() -> Vec<u8> {
-        http(
-            "429 ",
-            "X-Ratelimit-Remaining: 0\r\nX-Ratelimit-Reset: 20000000",
-            "",
-        )
+        http("429 ", "X-Ratelimit-Remaining: 0\r\nX-Ratelimit-Reset: 20000000", "")
     }
 
     #[test]
@@ -255,10 +186,7 @@ mod repeats {
             on("GET token", busy()),
             on("GET token", reply("token-200")),
             on("PATCH regenerate", busy()),
-            on(
-                "PATCH regenerate",
-                http("429 ", "x-ratelimit-reset: 10000000", ""),
-            ),
+            on("PATCH regenerate", http("429 ", "x-ratelimit-reset: 10000000", "")),
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", busy()),
             on("DELETE revoke", reply("delete-200")),
@@ -290,11 +218,7 @@ mod repeats {
         let done = run(rotate(&stand).args(["--timeout", "1.5"]));
         is_state(&done, 4, UNCHANGED);
         // 10, 20, 40, 80, 160, 300 ms, and then 300 ms each.
-        assert!(
-            stand.requests().len() <= 12,
-            "{} requests",
-            stand.requests().len()
-        );
+        assert!(stand.requests().len() <= 12, "{} requests", stand.requests().len());
     }
 
     #[test]
@@ -306,20 +230,13 @@ mod repeats {
         ]);
         let done = run(rotate(&stand).args(["--only", "regenerate"]));
         assert_eq!(done.stdout, line(), "{done}");
-        assert!(
-            done.stderr
-                .contains("[PATCH regenerate] Status: 429, trying again in 3.484 s\n"),
-            "{done}"
-        );
+        assert!(done.stderr.contains("[PATCH regenerate] Status: 429, trying again in 3.484 s\n"), "{done}");
     }
 
     #[test]
     fn a_wait_that_would_pass_the_limit_is_not_begun() {
         let hour = || http("429 ", "Retry-After: 3600", "");
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", hour()),
-        ]);
+        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", hour())]);
         let done = run(&mut rotate(&stand));
         is_state(&done, 4, UNCHANGED);
         let why = "answered [PATCH regenerate] with status 429, and the wait of 3600 s before the next attempt would pass the limit of 120 s";
@@ -355,16 +272,8 @@ mod repeats {
                 on("DELETE revoke", reply("delete-200")),
             ]);
             let done = run(&mut rotate(&stand));
-            assert_eq!(
-                (done.status, done.stdout.as_str()),
-                (Some(0), line().as_str()),
-                "{done}"
-            );
-            assert_eq!(
-                done.stderr.matches(", trying again in 1 s\n").count(),
-                2,
-                "{done}"
-            );
+            assert_eq!((done.status, done.stdout.as_str()), (Some(0), line().as_str()), "{done}");
+            assert_eq!(done.stderr.matches(", trying again in 1 s\n").count(), 2, "{done}");
         });
     }
 
@@ -376,7 +285,8 @@ mod repeats {
         let stand = Stand::script(script);
         let done = run(&mut rotate(&stand));
         assert_eq!(done.status, Some(0), "{done}");
-        let first = "[GET token] Status: 502, trying again in 1 s\n[GET token] Status: 502, trying again in 2 s\n";
+        let first =
+            "[GET token] Status: 502, trying again in 1 s\n[GET token] Status: 502, trying again in 2 s\n";
         assert!(done.stderr.starts_with(first), "{done}");
     }
 
@@ -384,20 +294,13 @@ mod repeats {
     fn a_cut_signature_is_fetched_again() {
         let whole = reply("token-200");
         let stand = Stand::script(vec![
-            Step::Request(
-                "GET token",
-                vec![Act::Send(whole[..whole.len() - 5].to_vec()), Act::Close],
-            ),
+            Step::Request("GET token", vec![Act::Send(whole[..whole.len() - 5].to_vec()), Act::Close]),
             on("GET token", whole),
             on("DELETE revoke", reply("delete-200")),
         ]);
         let done = run(rotate(&stand).args(["--only", "revoke"]));
         assert_eq!(done.status, Some(0), "{done}");
-        assert!(
-            done.stderr
-                .starts_with("[GET token] Status: 200, cut short: "),
-            "{done}"
-        );
+        assert!(done.stderr.starts_with("[GET token] Status: 200, cut short: "), "{done}");
     }
 
     #[test]
@@ -456,28 +359,17 @@ mod time {
     fn silence_is_7_for_a_patch_and_4_for_a_sign_in() {
         let done = patch_meets(vec![Act::Hang], &["--timeout", "0.5"]);
         is_state(&done, 7, UNKNOWN);
-        assert!(
-            done.error()
-                .contains("gave no answer to [PATCH regenerate]: the time is up"),
-            "{done}"
-        );
+        assert!(done.error().contains("gave no answer to [PATCH regenerate]: the time is up"), "{done}");
 
         let stand = Stand::script(vec![Step::Request("GET token", vec![Act::Hang])]);
-        is_state(
-            &run(rotate(&stand).args(["--timeout", "0.5"])),
-            4,
-            UNCHANGED,
-        );
+        is_state(&run(rotate(&stand).args(["--timeout", "0.5"])), 4, UNCHANGED);
     }
 
     #[test]
     fn silence_within_an_answer_is_7() {
         let whole = reply("patch-200");
         for n in [1, 100, whole.len() - 60, whole.len() - 3] {
-            let done = patch_meets(
-                vec![Act::Send(whole[..n].to_vec()), Act::Hang],
-                &["--timeout", "0.5"],
-            );
+            let done = patch_meets(vec![Act::Send(whole[..n].to_vec()), Act::Hang], &["--timeout", "0.5"]);
             is_state(&done, 7, UNKNOWN);
         }
     }
@@ -487,37 +379,24 @@ mod time {
         let drip = |pause| vec![Act::Drip(reply("patch-200"), Duration::from_millis(pause))];
         is_state(&patch_meets(drip(10), &["--timeout", "0.5"]), 7, UNKNOWN);
         let stand = Stand::script(vec![
-            Step::Request(
-                "GET token",
-                vec![Act::Drip(reply("token-200"), Duration::ZERO)],
-            ),
+            Step::Request("GET token", vec![Act::Drip(reply("token-200"), Duration::ZERO)]),
             Step::Request("PATCH regenerate", drip(1)),
-            Step::Request(
-                "DELETE revoke",
-                vec![Act::Drip(reply("delete-200"), Duration::ZERO)],
-            ),
+            Step::Request("DELETE revoke", vec![Act::Drip(reply("delete-200"), Duration::ZERO)]),
         ]);
         run(rotate(&stand).arg("-q")).is(0, &line(), &[]);
     }
 
     #[test]
     fn the_revoke_has_its_attempt_where_the_time_is_up() {
-        let late = || {
-            vec![
-                Act::Sleep(Duration::from_millis(700)),
-                Act::Send(reply("delete-200")),
-            ]
-        };
+        let late = || vec![Act::Sleep(Duration::from_millis(700)), Act::Send(reply("delete-200"))];
         let mut script = good_run();
         script[2] = Step::Request("DELETE revoke", late());
         let stand = Stand::script(script);
         run(rotate(&stand).args(["-q", "--timeout", "0.5"])).is(0, &line(), &[]);
 
         // Alone, it has the time that it was given.
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            Step::Request("DELETE revoke", late()),
-        ]);
+        let stand =
+            Stand::script(vec![on("GET token", reply("token-200")), Step::Request("DELETE revoke", late())]);
         let done = run(rotate(&stand).args(["--only", "revoke", "--timeout", "0.5"]));
         is_state(&done, 4, UNCHANGED);
     }
@@ -528,16 +407,8 @@ mod time {
         script[2] = Step::Request("DELETE revoke", vec![Act::Hang]);
         let stand = Stand::script(script);
         let done = run(rotate(&stand).args(["--timeout", "0.5"]));
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(5), line().as_str()),
-            "{done}"
-        );
-        assert!(
-            done.error()
-                .contains("gave no answer to [DELETE revoke]: the time is up"),
-            "{done}"
-        );
+        assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
+        assert!(done.error().contains("gave no answer to [DELETE revoke]: the time is up"), "{done}");
     }
 
     /// The sign-in that the revoke turns out to need is within its 10 s too.
@@ -549,19 +420,9 @@ mod time {
             Step::Request("DELETE revoke", late(reply("delete-403-unsigned"))),
             Step::Request("GET token", late(reply("token-200"))),
         ]);
-        let done = run(rotate(&stand)
-            .env("DOCSPACE_API_KEY", BEARER)
-            .args(["--timeout", "0.5"]));
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(5), line().as_str()),
-            "{done}"
-        );
-        assert!(
-            done.error()
-                .contains("gave no answer to [GET token]: the time is up"),
-            "{done}"
-        );
+        let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.5"]));
+        assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
+        assert!(done.error().contains("gave no answer to [GET token]: the time is up"), "{done}");
     }
 }
 
@@ -574,18 +435,12 @@ mod replies {
         // From here on the last chunk has come, and nothing of the secret is missing.
         let last_chunk = whole.len() - 2;
         for_each((0..=whole.len()).collect(), |n: usize| {
-            let done = patch_meets(
-                vec![Act::Send(whole[..n].to_vec()), Act::Close],
-                &["--only", "regenerate"],
-            );
+            let done =
+                patch_meets(vec![Act::Send(whole[..n].to_vec()), Act::Close], &["--only", "regenerate"]);
             if n < last_chunk || (n < whole.len() && done.status == Some(7)) {
                 is_state(&done, 7, UNKNOWN);
             } else {
-                assert_eq!(
-                    (done.status, done.stdout.as_str()),
-                    (Some(0), line().as_str()),
-                    "{n}: {done}"
-                );
+                assert_eq!((done.status, done.stdout.as_str()), (Some(0), line().as_str()), "{n}: {done}");
             }
         });
     }
@@ -596,11 +451,7 @@ mod replies {
         for_each((0..whole.len()).collect(), |n: usize| {
             let cut = vec![Act::Send(whole[..n].to_vec()), Act::Close];
             let stand = Stand::script(vec![Step::Request("GET token", cut)]);
-            is_state(
-                &run(rotate(&stand).args(["--timeout", "0.9"])),
-                4,
-                UNCHANGED,
-            );
+            is_state(&run(rotate(&stand).args(["--timeout", "0.9"])), 4, UNCHANGED);
         });
     }
 
@@ -609,17 +460,10 @@ mod replies {
         let whole = reply("delete-200");
         for_each((0..whole.len()).collect(), |n: usize| {
             let mut script = good_run();
-            script[2] = Step::Request(
-                "DELETE revoke",
-                vec![Act::Send(whole[..n].to_vec()), Act::Close],
-            );
+            script[2] = Step::Request("DELETE revoke", vec![Act::Send(whole[..n].to_vec()), Act::Close]);
             let stand = Stand::script(script);
             let done = run(rotate(&stand).args(["--timeout", "0.9"]));
-            assert_eq!(
-                (done.status, done.stdout.as_str()),
-                (Some(5), line().as_str()),
-                "{n}: {done}"
-            );
+            assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{n}: {done}");
         });
     }
 
@@ -639,13 +483,8 @@ mod replies {
         let mib = vec![b'x'; 1024 * 1024];
         let good = format!(r#"{{"client_secret":"{SECRET}"}}"#);
         let padded = format!("{good}{}", " ".repeat(64 * 1024));
-        let endless = [
-            &b"HTTP/1.1 200 \r\n"[..],
-            &b"X-Header: and another\r\n".repeat(100_000),
-        ]
-        .concat();
-        let raw =
-            |head: &str, body: &str| format!("HTTP/1.1 200 \r\n{head}\r\n\r\n{body}").into_bytes();
+        let endless = [&b"HTTP/1.1 200 \r\n"[..], &b"X-Header: and another\r\n".repeat(100_000)].concat();
+        let raw = |head: &str, body: &str| format!("HTTP/1.1 200 \r\n{head}\r\n\r\n{body}").into_bytes();
         let cases: Vec<Vec<u8>> = vec![
             b"\0\x01\x02\x03 garbage".to_vec(),
             b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
@@ -655,34 +494,20 @@ mod replies {
             b"HTTP/1.1 -200 \r\n\r\n".to_vec(),
             good.clone().into_bytes(),
             endless,
-            [
-                &b"HTTP/1.1 200 \r\nX: "[..],
-                &[b'x'; 17 * 1024],
-                b"\r\n\r\n",
-            ]
-            .concat(),
+            [&b"HTTP/1.1 200 \r\nX: "[..], &[b'x'; 17 * 1024], b"\r\n\r\n"].concat(),
             [&b"HTTP/1.1 200 "[..], &mib].concat(),
             [&b"HTTP/1.1 200 \r\nX: "[..], &mib].concat(),
             http("200 ", "", mib.repeat(10)),
             http("200 ", "", &padded),
             chunked(&mib, 10),
             chunked(b"[", 60_000),
-            raw(
-                "Transfer-Encoding: chunked",
-                &format!("zz\r\n{good}\r\n0\r\n\r\n"),
-            ),
-            raw(
-                "Transfer-Encoding: chunked",
-                &format!("fffffffffffffffff\r\n{good}\r\n0\r\n\r\n"),
-            ),
+            raw("Transfer-Encoding: chunked", &format!("zz\r\n{good}\r\n0\r\n\r\n")),
+            raw("Transfer-Encoding: chunked", &format!("fffffffffffffffff\r\n{good}\r\n0\r\n\r\n")),
             raw("Content-Length: 500", &good),
             raw("Content-Length: -1", &good),
             raw("Content-Length: 9\r\nContent-Length: 10", &good),
             raw("X: \0", &good),
-            raw(
-                "Content-Encoding: gzip\r\nContent-Length: 4",
-                "\x1f\x08\x08\x00",
-            ),
+            raw("Content-Encoding: gzip\r\nContent-Length: 4", "\x1f\x08\x08\x00"),
             http("200 ", "", "[".repeat(60_000)),
             http("200 ", "", r#"{"a":"#.repeat(12_000)),
             http("200 ", "", b"{\"client_secret\":\"\xff\xfe\"}"),
@@ -717,24 +542,14 @@ mod replies {
             [interim.as_bytes(), &reply("patch-200")].concat(),
             format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{good}").into_bytes(),
             format!("HTTP/1.0 200 OK\r\n\r\n{good}").into_bytes(),
-            format!(
-                "HTTP/1.1 200\r\nContent-Length: {}\r\n\r\n{good}",
-                good.len()
-            )
-            .into_bytes(),
+            format!("HTTP/1.1 200\r\nContent-Length: {}\r\n\r\n{good}", good.len()).into_bytes(),
             chunked(good.as_bytes(), 1),
             json(format!("\n\t {good} \r\n")),
             json(format!("{good}{}", " ".repeat(64 * 1024 - good.len()))),
-            json(format!(
-                r#"{{"client_secret":"{SECRET}","extra":{}}}"#,
-                "[".repeat(100) + &"]".repeat(100)
-            )),
+            json(format!(r#"{{"client_secret":"{SECRET}","extra":{}}}"#, "[".repeat(100) + &"]".repeat(100))),
         ];
         for_each(cases, |bytes| {
-            let done = patch_meets(
-                vec![Act::Send(bytes), Act::Close],
-                &["--only", "regenerate", "-q"],
-            );
+            let done = patch_meets(vec![Act::Send(bytes), Act::Close], &["--only", "regenerate", "-q"]);
             done.is(0, &line(), &[]);
         });
     }
@@ -745,10 +560,7 @@ mod replies {
         for_each(statuses, |status: u16| {
             let stand = Stand::script(vec![
                 on("GET token", reply("token-200")),
-                on(
-                    "PATCH regenerate",
-                    http(&format!("{status} "), "Location: /elsewhere", "no"),
-                ),
+                on("PATCH regenerate", http(&format!("{status} "), "Location: /elsewhere", "no")),
             ]);
             let done = run(&mut rotate(&stand));
             is_state(
@@ -772,44 +584,23 @@ mod replies {
                 ),
                 format!(" (No: {}…)", &long[..195]),
             ),
-            (
-                http("403 ", "", r#"{"reason":"older servers"}"#),
-                " (older servers)".to_owned(),
-            ),
+            (http("403 ", "", r#"{"reason":"older servers"}"#), " (older servers)".to_owned()),
             (
                 http("403 ", "", "a\tb\u{1b}]0;x\u{7}\u{9b}2J\u{202e}z"),
                 r" (a\tb\u{1b}]0;x\u{7}\u{9b}2J\u{202e}z)".to_owned(),
             ),
-            (
-                http("403 ", "", r#"{"title":"\u001b[2J\u0000"}"#),
-                r" (\u{1b}[2J\0)".to_owned(),
-            ),
-            (
-                http("403 ", "", b"\x80\xff binary \0"),
-                " (\u{fffd}\u{fffd} binary \\0)".to_owned(),
-            ),
-            (
-                http("403 ", "", format!("{KEY} {SIGNATURE}")),
-                " ([hidden] [hidden])".to_owned(),
-            ),
+            (http("403 ", "", r#"{"title":"\u001b[2J\u0000"}"#), r" (\u{1b}[2J\0)".to_owned()),
+            (http("403 ", "", b"\x80\xff binary \0"), " (\u{fffd}\u{fffd} binary \\0)".to_owned()),
+            (http("403 ", "", format!("{KEY} {SIGNATURE}")), " ([hidden] [hidden])".to_owned()),
             (
                 http("403 ", "", format!("{}{KEY}", "x".repeat(190))),
                 format!(" ({}[hidden])", "x".repeat(190)),
             ),
-            (
-                http("403 ", "", format!("{}{KEY}", "x".repeat(196))),
-                format!(" ({}[hi…)", "x".repeat(196)),
-            ),
-            (
-                http("403 ", "", format!(r#"{{"detail":"{KEY}"}}"#)),
-                " ([hidden])".to_owned(),
-            ),
+            (http("403 ", "", format!("{}{KEY}", "x".repeat(196))), format!(" ({}[hi…)", "x".repeat(196))),
+            (http("403 ", "", format!(r#"{{"detail":"{KEY}"}}"#)), " ([hidden])".to_owned()),
             (http("403 ", "", "[".repeat(60_000)), String::new()),
             (http("403 ", "", ""), String::new()),
-            (
-                http("403 ", "", "x".repeat(10 * 1024 * 1024)),
-                " and more than 64 KiB".to_owned(),
-            ),
+            (http("403 ", "", "x".repeat(10 * 1024 * 1024)), " and more than 64 KiB".to_owned()),
             (
                 b"HTTP/1.1 403 \r\nContent-Length: 100\r\n\r\nhalf".to_vec(),
                 ", cut short: the connection was closed".to_owned(),
@@ -821,11 +612,7 @@ mod replies {
                 "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 403{said}; \
                 the client's secret is as it was; check the address, CA, key and client id"
             );
-            assert_eq!(
-                (done.status, done.error()),
-                (Some(3), error.as_str()),
-                "{done}"
-            );
+            assert_eq!((done.status, done.error()), (Some(3), error.as_str()), "{done}");
         });
     }
 
@@ -834,10 +621,7 @@ mod replies {
         let location = format!("Location: https://evil.invalid/{KEY}/x\u{9b}2J");
         let done = patch_meets(vec![Act::Send(http("302 ", &location, ""))], &[]);
         assert_eq!(done.status, Some(3), "{done}");
-        assert!(
-            done.error().contains(r"https://evil.invalid/[hidden]/x"),
-            "{done}"
-        );
+        assert!(done.error().contains(r"https://evil.invalid/[hidden]/x"), "{done}");
     }
 
     /// The most that the program ever held, in KiB.
@@ -847,10 +631,7 @@ mod replies {
         let (waiting, gate) = std::sync::mpsc::channel();
         let stand = Stand::script(vec![
             on("GET token", http("200 ", "", "x".repeat(10 * 1024 * 1024))),
-            Step::Request(
-                "PATCH regenerate",
-                vec![Act::Wait(gate), Act::Send(reply("patch-200"))],
-            ),
+            Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]),
         ]);
         let command = &mut rotate(&stand);
         command.args(["--only", "regenerate"]);
@@ -860,10 +641,7 @@ mod replies {
         drop(waiting);
         let done = run::finished(command, child.wait_with_output().unwrap());
         assert_eq!(done.status, Some(0), "{done}");
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let peak: u32 = peak.trim().trim_end_matches(" kB").parse().unwrap();
         assert!(peak < 12 * 1024, "{peak} KiB");
     }

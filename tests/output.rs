@@ -19,10 +19,7 @@ use portal::{Act, SECRET, Stand, Step, good_run, http, line, on, reply};
 use run::{Folder, finished, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
-    Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("PATCH regenerate", reply("patch-200")),
-    ])
+    Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-200"))])
 }
 
 fn to(stand: &Stand, file: &Path) -> Command {
@@ -42,10 +39,7 @@ fn a_file_gets_the_secret_and_stdout_nothing() {
         run(&mut to(&stand, file)).is(0, "", &[]);
         assert_eq!(fs::read_to_string(file).unwrap(), line());
     }
-    assert_eq!(
-        fs::metadata(&new).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(fs::metadata(&new).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
@@ -70,24 +64,9 @@ fn without_a_secret_a_new_file_goes_and_an_old_one_stays_as_it_was() {
     let old = folder.file("old", "old content\n");
     let scripts: [fn() -> Vec<Step>; 4] = [
         || vec![on("GET token", reply("token-401"))],
-        || {
-            vec![
-                on("GET token", reply("token-200")),
-                on("PATCH regenerate", reply("patch-404-unknown")),
-            ]
-        },
-        || {
-            vec![
-                on("GET token", reply("token-200")),
-                on("PATCH regenerate", reply("patch-500")),
-            ]
-        },
-        || {
-            vec![
-                on("GET token", reply("token-200")),
-                on("PATCH regenerate", http("200 ", "", "{}")),
-            ]
-        },
+        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-404-unknown"))],
+        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-500"))],
+        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", http("200 ", "", "{}"))],
     ];
     for script in scripts {
         for file in [&folder.path("new"), &old] {
@@ -144,12 +123,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let child = command
-        .arg("-q")
-        .stdout(full)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = command.arg("-q").stdout(full).stderr(Stdio::piped()).spawn().unwrap();
     finished(&command, child.wait_with_output().unwrap()).is(6, "", &[&error("stdout")]);
 }
 
@@ -163,12 +137,7 @@ fn a_closed_pipe_is_6_and_nothing_is_revoked() {
     }
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
-    let child = command
-        .arg("-q")
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = command.arg("-q").stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     finished(&command, child.wait_with_output().unwrap()).is(
         6,
         "",
@@ -200,16 +169,9 @@ fn a_fifo_is_an_output_and_waits_for_its_reader() {
     let mut command = to(&stand, &fifo);
     let child = start(&mut command);
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(
-        stand.connections(),
-        0,
-        "nothing may be sent before the output is open"
-    );
+    assert_eq!(stand.connections(), 0, "nothing may be sent before the output is open");
     let mut text = String::new();
-    fs::File::open(&fifo)
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
+    fs::File::open(&fifo).unwrap().read_to_string(&mut text).unwrap();
     finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
     assert_eq!(text, line());
     assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
@@ -234,10 +196,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     let hang = || {
         let (answer, gate) = channel();
         let mut script = good_run();
-        script[2] = Step::Request(
-            "DELETE revoke",
-            vec![Act::Wait(gate), Act::Send(reply("delete-200"))],
-        );
+        script[2] = Step::Request("DELETE revoke", vec![Act::Wait(gate), Act::Send(reply("delete-200"))]);
         (answer, Stand::script(script))
     };
     let (answer, stand) = hang();
@@ -248,10 +207,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     stdout.read_line(&mut text).unwrap();
     assert_eq!(text, line());
     stand.wait_for(3);
-    assert!(
-        child.try_wait().unwrap().is_none(),
-        "the run ended before the revoke was answered"
-    );
+    assert!(child.try_wait().unwrap().is_none(), "the run ended before the revoke was answered");
     drop(answer);
     finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
 
@@ -270,17 +226,9 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
 fn in_shell(stand: &Stand, words: &str) -> Command {
     let plain = rotate(stand);
     let mut command = Command::new("/bin/sh");
-    let script = format!(
-        "exec {} -q {} {words}",
-        env!("CARGO_BIN_EXE_docspace-rotate"),
-        portal::CLIENT
-    );
+    let script = format!("exec {} -q {} {words}", env!("CARGO_BIN_EXE_docspace-rotate"), portal::CLIENT);
     command.env_clear().args(["-c", &script]);
-    command.envs(
-        plain
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 
@@ -290,14 +238,9 @@ const CLOSED: &str = "docspace-rotate: stdout is closed, so the secret would be 
 /// for a success.
 #[test]
 fn a_stdout_that_takes_nothing_is_2_and_nothing_is_sent() {
-    for words in [
-        ">&-",
-        "1< /dev/null",
-        "1< /etc/passwd",
-        "-o /dev/stdout >&-",
-        "-o /dev/fd/1 >&-",
-        "1<> /dev/null",
-    ] {
+    for words in
+        [">&-", "1< /dev/null", "1< /etc/passwd", "-o /dev/stdout >&-", "-o /dev/fd/1 >&-", "1<> /dev/null"]
+    {
         let stand = Stand::script(vec![]);
         run(&mut in_shell(&stand, words)).is(2, "", &[CLOSED]);
         assert_eq!(stand.connections(), 0);
@@ -319,17 +262,9 @@ fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
     for redirection in [">>", "1<>"] {
         fs::write(&log, "before\n").unwrap();
         let stand = Stand::script(good_run());
-        run(&mut in_shell(
-            &stand,
-            &format!("-o /dev/stdout {redirection} {}", log.display()),
-        ))
-        .is(0, "", &[]);
+        run(&mut in_shell(&stand, &format!("-o /dev/stdout {redirection} {}", log.display()))).is(0, "", &[]);
         let text = fs::read_to_string(&log).unwrap();
-        let wanted = if redirection == ">>" {
-            format!("before\n{}", line())
-        } else {
-            line()
-        };
+        let wanted = if redirection == ">>" { format!("before\n{}", line()) } else { line() };
         assert_eq!(text, wanted);
     }
 }
@@ -341,30 +276,22 @@ fn the_key_is_not_overwritten() {
     let (link, hard_link) = (folder.path("link"), folder.path("hard-link"));
     symlink(&key, &link).unwrap();
     fs::hard_link(&key, &hard_link).unwrap();
-    let error =
-        "docspace-rotate: the output is the file that holds the key; nothing was sent. Try --help";
+    let error = "docspace-rotate: the output is the file that holds the key; nothing was sent. Try --help";
     let stand = Stand::script(vec![]);
     for output in [&key, &link, &hard_link] {
         let mut command = to(&stand, output);
-        command
-            .env_remove("DOCSPACE_API_KEY")
-            .env("DOCSPACE_API_KEY_FILE", &key);
+        command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
         run(&mut command).is(2, "", &[error]);
     }
     let mut command = in_shell(&stand, &format!("1<> {}", key.display()));
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", &key);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
     run(&mut command).is(2, "", &[error]);
     assert_eq!(fs::read_to_string(&key).unwrap(), portal::KEY);
 }
 
 /// Lets no file of the program grow beyond so many bytes.
 fn limit_files(command: &mut Command, bytes: u64) {
-    let limit = libc::rlimit {
-        rlim_cur: bytes,
-        rlim_max: bytes,
-    };
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     // SAFETY: setrlimit(2) may be called between fork and exec.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
@@ -384,8 +311,7 @@ fn half_a_secret_is_6_and_a_new_file_goes() {
         let lost = run(&mut command);
         assert_eq!(lost.status, Some(6), "{lost}");
         assert!(
-            lost.error()
-                .contains("/new: File too large; the client has a new secret that may not"),
+            lost.error().contains("/new: File too large; the client has a new secret that may not"),
             "{lost}"
         );
         assert!(folder.names().is_empty(), "{:?}", folder.names());
@@ -411,10 +337,8 @@ fn a_file_that_took_the_place_of_a_new_one_stays() {
     let other = folder.file("other", "");
     let (answer, gate) = channel();
     let refused = vec![Act::Wait(gate), Act::Send(reply("patch-404-unknown"))];
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        Step::Request("PATCH regenerate", refused),
-    ]);
+    let stand =
+        Stand::script(vec![on("GET token", reply("token-200")), Step::Request("PATCH regenerate", refused)]);
     let mut command = to(&stand, &file);
     let child = start(&mut command);
     stand.wait_for(2);
@@ -430,18 +354,10 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
     let (_reader, writer) = run::full_pipe();
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
-    let child = command
-        .args(["-q", "--timeout", "0.5"])
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child =
+        command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     let lost = finished(&command, child.wait_with_output().unwrap());
-    lost.is(
-        6,
-        "",
-        &["docspace-rotate: the new secret could not be written to stdout: the time is up; …"],
-    );
+    lost.is(6, "", &["docspace-rotate: the new secret could not be written to stdout: the time is up; …"]);
 }
 
 #[test]
@@ -449,11 +365,7 @@ fn a_stderr_that_nobody_reads_costs_nothing() {
     let (_reader, writer) = run::full_pipe();
     let stand = Stand::script(good_run());
     let mut command = rotate(&stand);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(writer)
-        .spawn()
-        .unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(writer).spawn().unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stdout), line());
@@ -502,11 +414,7 @@ fn a_file_that_is_gone_when_it_is_written_is_6() {
         drop(answer);
         let lost = finished(&command, child.wait_with_output().unwrap());
         assert_eq!(lost.status, Some(6), "{lost}");
-        assert!(
-            lost.error()
-                .contains("/file: the file was removed or replaced meanwhile; "),
-            "{lost}"
-        );
+        assert!(lost.error().contains("/file: the file was removed or replaced meanwhile; "), "{lost}");
         assert_eq!(file.exists(), replace);
     }
 }

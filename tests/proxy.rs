@@ -29,11 +29,7 @@ impl Scene {
         let certificates = Certificates::new();
         folder.file("ca.pem", &certificates.ca_pem);
         let stand = Stand::script_over(Some(certificates.server(PORTAL)), script);
-        Scene {
-            folder,
-            certificates,
-            stand,
-        }
+        Scene { folder, certificates, stand }
     }
 
     fn proxy(&self, then: Then) -> Proxy {
@@ -43,9 +39,7 @@ impl Scene {
     /// The program, told of a proxy, quiet, for a portal behind it.
     fn rotate(&self, variable: &str, value: &str) -> Command {
         let mut command = rotate(&self.stand);
-        command
-            .env(variable, value)
-            .args(["-q", "--url", &format!("https://{PORTAL}")]);
+        command.env(variable, value).args(["-q", "--url", &format!("https://{PORTAL}")]);
         command.arg("--cacert").arg(self.folder.path("ca.pem"));
         command
     }
@@ -66,25 +60,13 @@ fn a_connect_proxy_gets_the_name_and_the_credentials_and_no_key() {
     run(&mut scene.rotate("HTTPS_PROXY", &value)).is(0, &line(), &[]);
     let asked = proxy.asked();
     assert_eq!(asked.len(), 1, "{asked:?}");
-    assert!(
-        asked[0].starts_with("CONNECT portal.invalid:443 HTTP/1.1\r\n"),
-        "{asked:?}"
-    );
+    assert!(asked[0].starts_with("CONNECT portal.invalid:443 HTTP/1.1\r\n"), "{asked:?}");
     // us@er:pass:word
-    assert!(
-        asked[0].contains("\r\nProxy-Authorization: Basic dXNAZXI6cGFzczp3b3Jk\r\n"),
-        "{asked:?}"
-    );
+    assert!(asked[0].contains("\r\nProxy-Authorization: Basic dXNAZXI6cGFzczp3b3Jk\r\n"), "{asked:?}");
     assert!(!asked[0].contains(KEY), "{asked:?}");
     assert_eq!(scene.stand.connections(), 1);
     assert_eq!(scene.stand.requests()[0].header("host"), Some(PORTAL));
-    assert!(
-        scene
-            .stand
-            .requests()
-            .iter()
-            .all(|r| r.header("proxy-authorization").is_none())
-    );
+    assert!(scene.stand.requests().iter().all(|r| r.header("proxy-authorization").is_none()));
 }
 
 #[test]
@@ -97,11 +79,7 @@ fn socks_proxies_get_the_name_to_look_up() {
     ] {
         let scene = Scene::new(good_run());
         let proxy = scene.proxy(Then::Through);
-        let credentials = if scheme.starts_with("socks5") {
-            "user:password@"
-        } else {
-            ""
-        };
+        let credentials = if scheme.starts_with("socks5") { "user:password@" } else { "" };
         let value = format!("{scheme}://{credentials}{}", proxy.at);
         run(&mut scene.rotate("ALL_PROXY", &value)).is(0, &line(), &[]);
         assert_eq!(proxy.asked(), [asked]);
@@ -136,10 +114,7 @@ fn a_plain_address_goes_through_connect_too() {
 #[test]
 fn a_proxy_that_is_not_for_this_address_is_not_asked() {
     for variables in [
-        &[
-            ("https_proxy", "proxy"),
-            ("NO_PROXY", "example.com,127.0.0.1"),
-        ][..],
+        &[("https_proxy", "proxy"), ("NO_PROXY", "example.com,127.0.0.1")][..],
         &[("ALL_PROXY", "proxy"), ("no_proxy", "*")],
         &[("ALL_PROXY", "proxy"), ("no_proxy", "127.0.0.0/8")],
         // For the other scheme, and the one that a web server makes of a request's header.
@@ -160,8 +135,7 @@ fn a_proxy_that_is_not_for_this_address_is_not_asked() {
 
 #[test]
 fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
-    let http =
-        |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes();
+    let http = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes();
     for (scheme, answer, status, said) in [
         (
             "http",
@@ -169,56 +143,16 @@ fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
             3,
             "refused the way to portal.invalid with status 407",
         ),
-        (
-            "http",
-            http("403 Forbidden"),
-            3,
-            "refused the way to portal.invalid with status 403",
-        ),
-        (
-            "http",
-            http("302 Found"),
-            3,
-            "refused the way to portal.invalid with status 302",
-        ),
-        (
-            "http",
-            http("429 Too Many Requests"),
-            4,
-            "proxy server responded 429",
-        ),
-        (
-            "http",
-            http("502 Bad Gateway"),
-            4,
-            "proxy server responded 502",
-        ),
-        (
-            "http",
-            b"garbage\r\n\r\n".to_vec(),
-            4,
-            "the reply is not HTTP",
-        ),
+        ("http", http("403 Forbidden"), 3, "refused the way to portal.invalid with status 403"),
+        ("http", http("302 Found"), 3, "refused the way to portal.invalid with status 302"),
+        ("http", http("429 Too Many Requests"), 4, "proxy server responded 429"),
+        ("http", http("502 Bad Gateway"), 4, "proxy server responded 502"),
+        ("http", b"garbage\r\n\r\n".to_vec(), 4, "the reply is not HTTP"),
         ("http", vec![], 4, "proxy server did not respond"),
         // Connection not allowed by the rules; refused by the host.
-        (
-            "socks5",
-            vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0],
-            4,
-            "(through the proxy 127.0.0.1:",
-        ),
-        (
-            "socks5",
-            vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0],
-            4,
-            "(through the proxy 127.0.0.1:",
-        ),
-        (
-            "socks4",
-            vec![0, 91, 0, 0, 0, 0, 0, 0],
-            4,
-            "(through the proxy 127.0.0.1:",
-        ),
+        ("socks5", vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
+        ("socks5", vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
+        ("socks4", vec![0, 91, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
     ] {
         // A bearer's first request is the PATCH: it has not been sent.
         let scene = Scene::new(vec![]);
@@ -226,40 +160,19 @@ fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
         let credentials = if scheme == "socks4" { "" } else { "user:hush@" };
         let value = format!("{scheme}://{credentials}{}", proxy.at);
         let mut command = scene.rotate("HTTPS_PROXY", &value);
-        command
-            .env("DOCSPACE_API_KEY", BEARER)
-            .args(["--timeout", "0.9"]);
+        command.env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9"]);
         let done = run_hiding("hush", &mut command);
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(status), ""),
-            "{done}"
-        );
+        assert_eq!((done.status, done.stdout.as_str()), (Some(status), ""), "{done}");
         assert!(done.error().contains(said), "{done}");
-        assert!(
-            done.error().contains(&format!("the proxy {}", proxy.at)),
-            "{done}"
-        );
+        assert!(done.error().contains(&format!("the proxy {}", proxy.at)), "{done}");
         assert_eq!(proxy.asked().len(), 1);
     }
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let scene = Scene::new(vec![]);
     let value = format!("user:hush@{closed}");
-    let done = run_hiding(
-        "hush",
-        scene
-            .rotate("HTTPS_PROXY", &value)
-            .args(["--timeout", "0.9"]),
-    );
+    let done = run_hiding("hush", scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.9"]));
     assert_eq!(done.status, Some(4), "{done}");
-    assert!(
-        done.error()
-            .contains(&format!("Connection refused (through the proxy {closed})")),
-        "{done}"
-    );
+    assert!(done.error().contains(&format!("Connection refused (through the proxy {closed})")), "{done}");
 }
 
 #[test]
@@ -276,10 +189,7 @@ fn a_wrong_password_at_a_socks_proxy_is_3() {
         client.write_all(&[1, 1]).unwrap();
     });
     let scene = Scene::new(vec![]);
-    let done = run_hiding(
-        "hush",
-        &mut scene.rotate("HTTPS_PROXY", &format!("socks5://user:hush@{at}")),
-    );
+    let done = run_hiding("hush", &mut scene.rotate("HTTPS_PROXY", &format!("socks5://user:hush@{at}")));
     proxy.join().unwrap();
     assert_eq!(done.status, Some(3), "{done}");
     let error = format!("docspace-rotate: the proxy {at} refused the way to portal.invalid: ");
@@ -291,47 +201,29 @@ fn a_wrong_password_at_a_socks_proxy_is_3() {
 fn a_slow_proxy_is_held_to_the_limit() {
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(200));
     let scene = Scene::new(vec![]);
-    let proxy = scene.proxy(Then::Answer(
-        endless.into_bytes(),
-        Duration::from_millis(50),
-    ));
+    let proxy = scene.proxy(Then::Answer(endless.into_bytes(), Duration::from_millis(50)));
     let value = format!("http://{}", proxy.at);
-    let done = run(scene
-        .rotate("HTTPS_PROXY", &value)
-        .args(["--timeout", "0.5"]));
+    let done = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.5"]));
     assert_eq!(done.status, Some(4), "{done}");
-    assert!(
-        done.error().contains("the time is up (through the proxy "),
-        "{done}"
-    );
+    assert!(done.error().contains("the time is up (through the proxy "), "{done}");
 }
 
 #[test]
 fn beyond_the_proxy_all_is_as_without_one() {
     let folder = Folder::new();
     for (script, status, said) in [
-        (
-            vec![Step::Secured(vec![Act::Reset])],
-            7,
-            "gave no answer to [PATCH regenerate]",
-        ),
+        (vec![Step::Secured(vec![Act::Reset])], 7, "gave no answer to [PATCH regenerate]"),
         (
             vec![Step::Request("PATCH regenerate", vec![Act::Close])],
             7,
             "gave no answer to [PATCH regenerate]",
         ),
-        (
-            vec![Step::Accepted(vec![Act::Reset])],
-            4,
-            "was not reached for [PATCH regenerate]",
-        ),
+        (vec![Step::Accepted(vec![Act::Reset])], 4, "was not reached for [PATCH regenerate]"),
     ] {
         let scene = Scene::new(script);
         let proxy = scene.proxy(Then::Through);
         let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
-        command
-            .env("DOCSPACE_API_KEY", BEARER)
-            .args(["--timeout", "0.9"]);
+        command.env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9"]);
         let done = run(&mut command);
         assert_eq!(done.status, Some(status), "{done}");
         assert!(done.error().contains(said), "{done}");
@@ -343,21 +235,14 @@ fn beyond_the_proxy_all_is_as_without_one() {
     let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
     let done = run(command.arg("--cacert").arg(other));
     assert_eq!(done.status, Some(3), "{done}");
-    assert!(
-        done.error()
-            .contains("is not to be trusted: invalid peer certificate: UnknownIssuer"),
-        "{done}"
-    );
+    assert!(done.error().contains("is not to be trusted: invalid peer certificate: UnknownIssuer"), "{done}");
 }
 
 /// The limit on reaching a proxy is over, and the way through it stands.
 #[test]
 fn a_way_that_stands_is_held_to_no_limit_of_the_proxys() {
     let mut script = good_run();
-    let late = vec![
-        Act::Sleep(Duration::from_millis(1500)),
-        Act::Send(portal::reply("delete-200")),
-    ];
+    let late = vec![Act::Sleep(Duration::from_millis(1500)), Act::Send(portal::reply("delete-200"))];
     script[2] = Step::Request("DELETE revoke", late);
     let scene = Scene::new(script);
     let proxy = scene.proxy(Then::Through);

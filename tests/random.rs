@@ -98,61 +98,26 @@ impl Walk {
         let random = &mut self.random;
         match kind {
             0..=3 => {
-                let status =
-                    random.pick(&[300, 301, 307, 400, 401, 403, 404, 405, 409, 410, 418, 499]);
-                let body = random.pick(&[
-                    "",
-                    "<p>no</p>",
-                    r#"{"title":"No","detail":"\u001b[2J"}"#,
-                    "\u{9b}31m\0",
-                ]);
-                (
-                    Answer::Status(status),
-                    vec![Act::Send(http(
-                        &format!("{status} "),
-                        "Location: /x?y",
-                        body,
-                    ))],
-                )
+                let status = random.pick(&[300, 301, 307, 400, 401, 403, 404, 405, 409, 410, 418, 499]);
+                let body =
+                    random.pick(&["", "<p>no</p>", r#"{"title":"No","detail":"\u001b[2J"}"#, "\u{9b}31m\0"]);
+                (Answer::Status(status), vec![Act::Send(http(&format!("{status} "), "Location: /x?y", body))])
             }
-            4..=5 => (
-                Answer::Status(403),
-                vec![Act::Send(reply("patch-403-unsigned"))],
-            ),
-            6..=8 => (
-                Answer::Busy,
-                vec![Act::Send(http("429 ", "X-RateLimit-Reset: 10000000", ""))],
-            ),
+            4..=5 => (Answer::Status(403), vec![Act::Send(reply("patch-403-unsigned"))]),
+            6..=8 => (Answer::Busy, vec![Act::Send(http("429 ", "X-RateLimit-Reset: 10000000", ""))]),
             9..=11 => {
                 let status = random.pick(&[500, 501, 502, 503, 504, 599]);
-                (
-                    Answer::Status(status),
-                    vec![Act::Send(http(
-                        &format!("{status} "),
-                        "Retry-After: x",
-                        KEY,
-                    ))],
-                )
+                (Answer::Status(status), vec![Act::Send(http(&format!("{status} "), "Retry-After: x", KEY))])
             }
             12..=15 => {
                 // At the very end of a chunked reply nothing of the secret is missing.
                 let cut = random.below(good.len() - 2);
-                let end = if random.below(2) == 0 {
-                    Act::Close
-                } else {
-                    Act::Reset
-                };
+                let end = if random.below(2) == 0 { Act::Close } else { Act::Reset };
                 (Answer::None, vec![Act::Send(good[..cut].to_vec()), end])
             }
             16 => (Answer::None, vec![Act::Close]),
             17 => (Answer::None, vec![Act::Reset]),
-            18..=19 => (
-                Answer::None,
-                vec![
-                    Act::Send(b"\0\xff\x1b[2J no HTTP\r\n\r\n".to_vec()),
-                    Act::Close,
-                ],
-            ),
+            18..=19 => (Answer::None, vec![Act::Send(b"\0\xff\x1b[2J no HTTP\r\n\r\n".to_vec()), Act::Close]),
             20..=22 if name != "DELETE revoke" => {
                 let body = random.pick(&[
                     "",
@@ -272,19 +237,14 @@ fn check(seed: u64, tls: &Tls) {
         waited: 0,
         random,
     };
-    let only = walk
-        .random
-        .pick(&[None, None, None, Some("regenerate"), Some("revoke")]);
+    let only = walk.random.pick(&[None, None, None, Some("regenerate"), Some("revoke")]);
     let json = walk.random.below(4) == 0;
     let status = walk.rotate(only);
     let (patches, handed_over) = (walk.patches, walk.handed_over);
     let stand = Stand::script_over(over_tls.then(|| tls.server.clone()), walk.script);
     let mut command = rotate(&stand);
     command.env("DOCSPACE_API_KEY", if walk.api_key { KEY } else { BEARER });
-    command
-        .args(["--timeout", &LIMIT.to_string()])
-        .arg("--cacert")
-        .arg(&tls.ca);
+    command.args(["--timeout", &LIMIT.to_string()]).arg("--cacert").arg(&tls.ca);
     command.args(only.iter().flat_map(|step| ["--only", step]));
     command.args(json.then_some("--json"));
     let done = run(&mut command);
@@ -295,17 +255,9 @@ fn check(seed: u64, tls: &Tls) {
     };
     assert_eq!(done.status, Some(status.into()), "{done}");
     assert_eq!(done.stdout, wanted, "{done}");
-    assert_eq!(
-        handed_over,
-        matches!(status, 0 | 5) && only != Some("revoke"),
-        "the model"
-    );
+    assert_eq!(handed_over, matches!(status, 0 | 5) && only != Some("revoke"), "the model");
     assert_eq!(stand.complaint(), None, "{done}");
-    let sent = stand
-        .requests()
-        .iter()
-        .filter(|request| request.method == "PATCH")
-        .count();
+    let sent = stand.requests().iter().filter(|request| request.method == "PATCH").count();
     assert_eq!(sent, patches, "{done}");
 }
 
@@ -318,10 +270,8 @@ struct Tls {
 fn any_run_ends_as_the_contract_says() {
     let folder = Folder::new();
     let certificates = Certificates::new();
-    let tls = Tls {
-        server: certificates.server("127.0.0.1"),
-        ca: folder.file("ca.pem", &certificates.ca_pem),
-    };
+    let tls =
+        Tls { server: certificates.server("127.0.0.1"), ca: folder.file("ca.pem", &certificates.ca_pem) };
     let seeds = match std::env::var("DOCSPACE_ROTATE_SEED") {
         Ok(seed) => {
             let seed = seed.parse().expect("DOCSPACE_ROTATE_SEED is a number");

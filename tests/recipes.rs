@@ -24,11 +24,7 @@ fn block(section: &str, opening: &str) -> String {
     let (before, rest) = section.split_once(&format!("{opening}\n")).unwrap();
     let depth = before.lines().last().unwrap().len();
     let inside = |line: &&str| line.len() - line.trim_start().len() > depth;
-    let lines: Vec<&str> = rest
-        .lines()
-        .take_while(inside)
-        .map(str::trim_start)
-        .collect();
+    let lines: Vec<&str> = rest.lines().take_while(inside).map(str::trim_start).collect();
     lines.join("\n")
 }
 
@@ -36,11 +32,8 @@ fn block(section: &str, opening: &str) -> String {
 /// something and ends with a status.
 fn path_with(store: &str, says: &str, status: i32) -> Folder {
     let folder = Folder::new();
-    std::os::unix::fs::symlink(
-        env!("CARGO_BIN_EXE_docspace-rotate"),
-        folder.path("docspace-rotate"),
-    )
-    .unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_docspace-rotate"), folder.path("docspace-rotate"))
+        .unwrap();
     let here = folder.as_ref().display().to_string();
     let script = format!(
         "#!/bin/sh\n[ \"$2\" = list ] && exit ${{LIST:-0}}\necho \"$@\" > {here}/arguments\ncat > {here}/stored\nprintf '{says}'\nexit {status}\n"
@@ -61,28 +54,14 @@ fn runs() -> Vec<(i32, Vec<Step>, bool)> {
         (3, vec![on("GET token", reply("token-401"))], false),
         (4, signed_in([busy]), false),
         (5, kept, true),
-        (
-            7,
-            signed_in([on("PATCH regenerate", reply("patch-500"))]),
-            false,
-        ),
-        (
-            8,
-            good_run()
-                .into_iter()
-                .chain([on("POST introspect", reply("introspect-401"))])
-                .collect(),
-            true,
-        ),
+        (7, signed_in([on("PATCH regenerate", reply("patch-500"))]), false),
+        (8, good_run().into_iter().chain([on("POST introspect", reply("introspect-401"))]).collect(), true),
     ]
 }
 
 fn shell(program: &str, path: &Folder, stand: &Stand, script: &str) -> Command {
     let mut command = Command::new(program);
-    command
-        .env_clear()
-        .stdin(Stdio::null())
-        .args(["-e", "-c", script]);
+    command.env_clear().stdin(Stdio::null()).args(["-e", "-c", script]);
     command.env("PATH", format!("{}:/usr/bin:/bin", path.as_ref().display()));
     command
         .env("DOCSPACE_BASE_URL", stand.url())
@@ -101,21 +80,9 @@ fn github_actions() {
     for (status, steps, secret) in runs() {
         let (path, stand) = (path_with("gh", "", 0), Stand::script(steps));
         let done = run(&mut shell("bash", &path, &stand, &script));
-        let masked = if secret {
-            format!("::add-mask::{SECRET}\n")
-        } else {
-            String::new()
-        };
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(status), masked.as_str()),
-            "{done}"
-        );
-        assert_eq!(
-            stored(&path, "stored"),
-            secret.then(|| SECRET.to_owned()),
-            "{done}"
-        );
+        let masked = if secret { format!("::add-mask::{SECRET}\n") } else { String::new() };
+        assert_eq!((done.status, done.stdout.as_str()), (Some(status), masked.as_str()), "{done}");
+        assert_eq!(stored(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
         let arguments = secret.then(|| "secret set DOCSPACE_CLIENT_SECRET\n".to_owned());
         assert_eq!(stored(&path, "arguments"), arguments, "{done}");
     }
@@ -136,10 +103,7 @@ fn a_store_that_does_not_take_it_is_1() {
         let mut command = shell("bash", &path, &stand, &script);
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{section}");
-        assert!(
-            !String::from_utf8_lossy(&output.stderr).contains(SECRET),
-            "{section}"
-        );
+        assert!(!String::from_utf8_lossy(&output.stderr).contains(SECRET), "{section}");
     }
 }
 
@@ -155,16 +119,8 @@ fn gitlab_ci() {
             ("CI_PROJECT_ID", "7"),
         ]);
         let done = run(&mut command);
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(status), ""),
-            "{done}"
-        );
-        assert_eq!(
-            stored(&path, "stored"),
-            secret.then(|| SECRET.to_owned()),
-            "{done}"
-        );
+        assert_eq!((done.status, done.stdout.as_str()), (Some(status), ""), "{done}");
+        assert_eq!(stored(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
         if let Some(arguments) = stored(&path, "arguments") {
             let wanted = "-sS -o /dev/null -w %{http_code} -X PUT -H PRIVATE-TOKEN: token --data-urlencode value@- \
                 -d masked=true https://gitlab.invalid/api/v4/projects/7/variables/DOCSPACE_CLIENT_SECRET\n";
@@ -181,10 +137,7 @@ fn cron() {
     }
     let readme = readme();
     let (_, section) = readme.split_once("### cron").unwrap();
-    let line = section
-        .lines()
-        .find(|line| line.starts_with("17 3 1"))
-        .unwrap();
+    let line = section.lines().find(|line| line.starts_with("17 3 1")).unwrap();
     let (_, command) = line.split_once("  app  ").unwrap();
     for (status, steps, secret) in runs() {
         let (path, stand) = (path_with("unused", "", 0), Stand::script(steps));
@@ -198,34 +151,17 @@ fn cron() {
         path.file("client-secret", "old\n");
         let here = path.as_ref().display().to_string();
         let mut script = command.to_owned();
-        for folder in [
-            "/etc/docspace-rotate",
-            "/run/lock",
-            "/usr/local/bin",
-            "/etc/app",
-            "/var/log/app",
-        ] {
+        for folder in ["/etc/docspace-rotate", "/run/lock", "/usr/local/bin", "/etc/app", "/var/log/app"] {
             script = script.replace(folder, &here);
         }
         let mut mailed = Command::new("/bin/sh");
-        mailed
-            .env_clear()
-            .env("PATH", format!("{here}:/usr/bin:/bin"))
-            .args(["-c", &script]);
+        mailed.env_clear().env("PATH", format!("{here}:/usr/bin:/bin")).args(["-c", &script]);
         let done = run(&mut mailed);
         let mail = format!("docspace-rotate failed with {status}, see its log\n");
         assert_eq!(done.stdout, if status == 0 { "" } else { &mail }, "{done}");
-        let file = if secret {
-            format!("{SECRET}\n")
-        } else {
-            "old\n".to_owned()
-        };
+        let file = if secret { format!("{SECRET}\n") } else { "old\n".to_owned() };
         assert_eq!(stored(&path, "client-secret"), Some(file), "{done}");
-        assert!(
-            !stored(&path, "docspace-rotate.log")
-                .unwrap()
-                .contains(SECRET)
-        );
+        assert!(!stored(&path, "docspace-rotate.log").unwrap().contains(SECRET));
     }
 }
 
@@ -240,9 +176,7 @@ fn kubernetes() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("args: [")?.strip_suffix(']'))
         .map(|line| {
-            line.split(", ")
-                .map(|arg| arg.replace("/new/client-secret", new.to_str().unwrap()))
-                .collect()
+            line.split(", ").map(|arg| arg.replace("/new/client-secret", new.to_str().unwrap())).collect()
         })
         .collect();
     assert_eq!(args.len(), 2, "{args:?}");
@@ -254,10 +188,7 @@ fn kubernetes() {
     for (args, script) in args.iter().zip(scripts) {
         let stand = Stand::script(script);
         let mut command = run::program();
-        command
-            .args(args)
-            .env("DOCSPACE_BASE_URL", stand.url())
-            .env("DOCSPACE_CLIENT_ID", CLIENT);
+        command.args(args).env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_CLIENT_ID", CLIENT);
         let done = run(command.env("DOCSPACE_API_KEY_FILE", &key));
         assert_eq!((done.status, done.stdout.as_str()), (Some(0), ""), "{done}");
     }
@@ -266,10 +197,9 @@ fn kubernetes() {
 
 #[test]
 fn a_traced_shell_shows_no_secret() {
-    for (section, opening, store, program) in [
-        ("### GitHub Actions", "run: |", "gh", "bash"),
-        ("### GitLab CI", "- |", "curl", "sh"),
-    ] {
+    for (section, opening, store, program) in
+        [("### GitHub Actions", "run: |", "gh", "bash"), ("### GitLab CI", "- |", "curl", "sh")]
+    {
         let script = format!("set -x\n{}", block(section, opening));
         let (_, steps, _) = runs().swap_remove(0);
         let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
@@ -283,26 +213,19 @@ fn a_traced_shell_shows_no_secret() {
 fn a_store_that_is_not_open_to_the_job_costs_nothing() {
     let script = block("### GitHub Actions", "run: |");
     let (path, stand) = (path_with("gh", "", 0), Stand::script(vec![]));
-    let status = shell("bash", &path, &stand, &script)
-        .env("LIST", "4")
-        .status()
-        .unwrap();
+    let status = shell("bash", &path, &stand, &script).env("LIST", "4").status().unwrap();
     assert_eq!((status.code(), stand.connections()), (Some(1), 0));
 }
 
 #[test]
 fn a_cancelled_job_stores_what_came() {
-    for (section, opening, store, program) in [
-        ("### GitHub Actions", "run: |", "gh", "bash"),
-        ("### GitLab CI", "- |", "curl", "sh"),
-    ] {
+    for (section, opening, store, program) in
+        [("### GitHub Actions", "run: |", "gh", "bash"), ("### GitLab CI", "- |", "curl", "sh")]
+    {
         let script = block(section, opening);
         let (_, mut steps, _) = runs().swap_remove(0);
         let (answer, gate) = std::sync::mpsc::channel();
-        steps[2] = Step::Request(
-            "DELETE revoke",
-            vec![Act::Wait(gate), Act::Send(reply("delete-200"))],
-        );
+        steps[2] = Step::Request("DELETE revoke", vec![Act::Wait(gate), Act::Send(reply("delete-200"))]);
         let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
         let mut command = shell(program, &path, &stand, &script);
         let child = run::start(&mut command);
@@ -311,10 +234,6 @@ fn a_cancelled_job_stores_what_came() {
         assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
         drop(answer);
         child.wait_with_output().unwrap();
-        assert_eq!(
-            stored(&path, "stored").as_deref(),
-            Some(SECRET),
-            "{section}"
-        );
+        assert_eq!(stored(&path, "stored").as_deref(), Some(SECRET), "{section}");
     }
 }

@@ -9,8 +9,8 @@ use std::fs;
 use std::process::Stdio;
 
 use portal::{
-    Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json,
-    line, on, reply, signed_in,
+    Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on,
+    reply, signed_in,
 };
 use run::{rotate, run};
 
@@ -26,18 +26,12 @@ fn an_api_key_signs_in_and_does_both_calls_on_one_connection() {
     let requests = stand.requests();
     let targets: Vec<&str> = requests.iter().map(|r| r.target.as_str()).collect();
     let client = format!("/api/2.0/clients/{CLIENT}");
-    let wanted = [
-        "/api/2.0/security/oauth2/token",
-        &format!("{client}/regenerate"),
-        &format!("{client}/revoke"),
-    ];
+    let wanted =
+        ["/api/2.0/security/oauth2/token", &format!("{client}/regenerate"), &format!("{client}/revoke")];
     assert_eq!(targets, wanted);
     for request in &requests {
         assert_eq!(request.connection, 1);
-        assert_eq!(
-            request.header("authorization"),
-            Some(format!("Bearer {KEY}").as_str())
-        );
+        assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));
         let signature = (request.name() != "GET token").then_some(SIGNATURE);
         assert_eq!(request.header("x-signature"), signature);
         let agent = concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"));
@@ -59,10 +53,7 @@ fn another_bearer_does_the_two_documented_calls_and_no_more() {
     ]);
     run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(0, &line(), &LOG[1..]);
     for request in stand.requests() {
-        assert_eq!(
-            request.header("authorization"),
-            Some(format!("Bearer {BEARER}").as_str())
-        );
+        assert_eq!(request.header("authorization"), Some(format!("Bearer {BEARER}").as_str()));
         assert_eq!(request.header("x-signature"), None);
     }
     assert_eq!(stand.connections(), 1);
@@ -70,11 +61,7 @@ fn another_bearer_does_the_two_documented_calls_and_no_more() {
 
 #[test]
 fn another_bearer_signs_in_when_a_call_is_refused() {
-    for refusal in [
-        http("401 Unauthorized", "", ""),
-        reply("patch-403-unsigned"),
-        reply("patch-429"),
-    ] {
+    for refusal in [http("401 Unauthorized", "", ""), reply("patch-403-unsigned"), reply("patch-429")] {
         let status = String::from_utf8_lossy(&refusal[9..12]).into_owned();
         let mut steps = good_run();
         steps.insert(0, on("PATCH regenerate", refusal));
@@ -82,11 +69,7 @@ fn another_bearer_signs_in_when_a_call_is_refused() {
         let refused = format!("[PATCH regenerate] Status: {status}, so signing in first");
         let log = [&[refused.as_str()][..], &LOG].concat();
         run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(0, &line(), &log);
-        let signed: Vec<bool> = stand
-            .requests()
-            .iter()
-            .map(|r| r.header("x-signature").is_some())
-            .collect();
+        let signed: Vec<bool> = stand.requests().iter().map(|r| r.header("x-signature").is_some()).collect();
         assert_eq!(signed, [false, false, true, true]);
         assert_eq!(stand.connections(), 1);
     }
@@ -103,24 +86,15 @@ fn another_bearer_may_be_refused_only_at_the_revoke() {
     run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(
         0,
         &line(),
-        &[
-            LOG[1],
-            LOG[2],
-            "[DELETE revoke] Status: 403, so signing in first",
-            LOG[0],
-            LOG[3],
-            LOG[4],
-        ],
+        &[LOG[1], LOG[2], "[DELETE revoke] Status: 403, so signing in first", LOG[0], LOG[3], LOG[4]],
     );
 }
 
 #[test]
 fn a_signed_call_that_is_refused_is_refused() {
     for key in [KEY, BEARER] {
-        let mut steps = vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", reply("patch-403-denied")),
-        ];
+        let mut steps =
+            vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-403-denied"))];
         if key == BEARER {
             steps.insert(0, on("PATCH regenerate", reply("patch-403-unsigned")));
         }
@@ -136,16 +110,9 @@ fn a_signed_call_that_is_refused_is_refused() {
 
 #[test]
 fn a_refused_sign_in_ends_the_run() {
-    let moved = http(
-        "302 Found",
-        "Location: https://user@new.example/api?token=hush#x",
-        "",
-    );
+    let moved = http("302 Found", "Location: https://user@new.example/api?token=hush#x", "");
     for (answer, said) in [
-        (
-            reply("token-401"),
-            "answered [GET token] with status 401: the key is wrong or no longer valid",
-        ),
+        (reply("token-401"), "answered [GET token] with status 401: the key is wrong or no longer valid"),
         (
             reply("token-403"),
             "answered [GET token] with status 403: the key lacks global rights to read and write",
@@ -155,10 +122,7 @@ fn a_refused_sign_in_ends_the_run() {
             "redirects [GET token] (status 302) to https://new.example/api: give --url the portal's own address",
         ),
     ] {
-        let status = format!(
-            "[GET token] Status: {}",
-            String::from_utf8_lossy(&answer[9..12])
-        );
+        let status = format!("[GET token] Status: {}", String::from_utf8_lossy(&answer[9..12]));
         let stand = Stand::script(vec![on("GET token", answer)]);
         let error = format!(
             "docspace-rotate: 127.0.0.1 {said}; the client's secret is as it was; check the address, CA, key and client id"
@@ -175,71 +139,41 @@ fn a_portal_without_sign_in_gets_the_key_alone() {
         http("501 Not Implemented", "", ""),
         http("200 OK", "Content-Type: text/html", "<html>Welcome</html>"),
         http("200 OK", "", ""),
-        http(
-            "201 Created",
-            "",
-            format!(r#"{{"response":"{SIGNATURE}"}}"#),
-        ),
+        http("201 Created", "", format!(r#"{{"response":"{SIGNATURE}"}}"#)),
         json(r#"{"response":"no-jwt"}"#),
         json(r#"{"response":{"x":1}}"#),
     ] {
-        let status = format!(
-            "[GET token] Status: {}",
-            String::from_utf8_lossy(&answer[9..12])
-        );
+        let status = format!("[GET token] Status: {}", String::from_utf8_lossy(&answer[9..12]));
         let stand = Stand::script(vec![
             on("GET token", answer),
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", reply("delete-200")),
         ]);
         let alone = "This portal has no sign-in: going on with the key alone.";
-        run(&mut rotate(&stand)).is(
-            0,
-            &line(),
-            &[&status, alone, LOG[1], LOG[2], LOG[3], LOG[4]],
-        );
-        assert!(
-            stand
-                .requests()
-                .iter()
-                .all(|r| r.header("x-signature").is_none())
-        );
+        run(&mut rotate(&stand)).is(0, &line(), &[&status, alone, LOG[1], LOG[2], LOG[3], LOG[4]]);
+        assert!(stand.requests().iter().all(|r| r.header("x-signature").is_none()));
     }
 }
 
 #[test]
 fn no_call_signs_in_twice_and_both_answers_are_named() {
     let unsigned = || on("PATCH regenerate", reply("patch-403-unsigned"));
-    let stand = Stand::script(vec![
-        on("GET token", http("404 Not Found", "", "")),
-        unsigned(),
-    ]);
+    let stand = Stand::script(vec![on("GET token", http("404 Not Found", "", "")), unsigned()]);
     let refused = run(&mut rotate(&stand));
     let error = "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 403, and [GET token] with status 404; \
         the client's secret is as it was; check the address, CA, key and client id";
-    assert_eq!(
-        (refused.status, refused.error()),
-        (Some(3), error),
-        "{refused}"
-    );
+    assert_eq!((refused.status, refused.error()), (Some(3), error), "{refused}");
 
     let stand = Stand::script(vec![unsigned(), on("GET token", reply("token-401"))]);
     let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER));
     let error = error.replace("404", "401");
-    assert_eq!(
-        (refused.status, refused.error()),
-        (Some(3), error.as_str()),
-        "{refused}"
-    );
+    assert_eq!((refused.status, refused.error()), (Some(3), error.as_str()), "{refused}");
 }
 
 #[test]
 fn a_refused_regenerate_revokes_nothing() {
     for (answer, said) in [
-        (
-            reply("patch-404-unknown"),
-            "404 (Not Found: Client with id [hidden] for tenant 1 was not found)",
-        ),
+        (reply("patch-404-unknown"), "404 (Not Found: Client with id [hidden] for tenant 1 was not found)"),
         (
             reply("patch-404-malformed"),
             "404 (Not Found: Client with id your-client-id was not found. Invalid client id format)",
@@ -250,31 +184,15 @@ fn a_refused_regenerate_revokes_nothing() {
         ),
         (reply("patch-403-unsigned"), "403"),
         (
-            http(
-                "400 ",
-                "",
-                r#"{"reason":"older servers say this","client_secret":"hush"}"#,
-            ),
+            http("400 ", "", r#"{"reason":"older servers say this","client_secret":"hush"}"#),
             "400 (older servers say this)",
         ),
-        (
-            http("410 Gone", "", "<p>\u{1b}[31mgone\u{7}\r\n</p>"),
-            r"410 (<p>\u{1b}[31mgone\u{7}\r\n</p>)",
-        ),
-        (
-            http("400 ", "", format!("you sent {KEY} and {SIGNATURE}")),
-            "400 (you sent [hidden] and [hidden])",
-        ),
-        (
-            http("400 ", "", format!(r#"{{"title":"you sent {KEY}"}}"#)),
-            "400 (you sent [hidden])",
-        ),
+        (http("410 Gone", "", "<p>\u{1b}[31mgone\u{7}\r\n</p>"), r"410 (<p>\u{1b}[31mgone\u{7}\r\n</p>)"),
+        (http("400 ", "", format!("you sent {KEY} and {SIGNATURE}")), "400 (you sent [hidden] and [hidden])"),
+        (http("400 ", "", format!(r#"{{"title":"you sent {KEY}"}}"#)), "400 (you sent [hidden])"),
         (http("400 ", "", r#"{"client_secret":"hush"#), "400"),
     ] {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", answer),
-        ]);
+        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
         let mut command = rotate(&stand);
         let refused = run(&mut command);
         let status = format!("[PATCH regenerate] Status: {}", &said[..3]);
@@ -292,10 +210,7 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
     let location = format!("Location: {}/api/2.0/x?key=hush", other.url());
     let stand = Stand::script(vec![
         on("GET token", reply("token-200")),
-        on(
-            "PATCH regenerate",
-            http("307 Temporary Redirect", &location, "moved"),
-        ),
+        on("PATCH regenerate", http("307 Temporary Redirect", &location, "moved")),
     ]);
     let refused = run(&mut rotate(&stand));
     let error = format!(
@@ -340,10 +255,7 @@ fn a_secret_echoed_by_a_refused_revoke_is_not_shown() {
     let stand = Stand::script(vec![
         on("GET token", reply("token-200")),
         on("PATCH regenerate", reply("patch-200")),
-        on(
-            "DELETE revoke",
-            http("400 ", "", format!("the secret is {SECRET}")),
-        ),
+        on("DELETE revoke", http("400 ", "", format!("the secret is {SECRET}"))),
     ]);
     let kept = run(&mut rotate(&stand));
     assert_eq!(kept.status, Some(5), "{kept}");
@@ -355,54 +267,27 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
     let wide = format!(r#"{{"client_secret":"{}"}}"#, "s".repeat(1025));
     for (answer, why) in [
         (json("<html>"), "and no JSON"),
-        (
-            json(r#"{"client_secret":"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa""#),
-            "and no JSON",
-        ),
+        (json(r#"{"client_secret":"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa""#), "and no JSON"),
         (json("{}"), "and no client_secret"),
-        (
-            json(r#"{"client_secret":""}"#),
-            "and a client_secret that is no usable secret",
-        ),
-        (
-            json(r#"{"client_secret":"two\nlines"}"#),
-            "and a client_secret that is no usable secret",
-        ),
-        (
-            json(r#"{"client_secret":7}"#),
-            "and a client_secret that is no usable secret",
-        ),
+        (json(r#"{"client_secret":""}"#), "and a client_secret that is no usable secret"),
+        (json(r#"{"client_secret":"two\nlines"}"#), "and a client_secret that is no usable secret"),
+        (json(r#"{"client_secret":7}"#), "and a client_secret that is no usable secret"),
         (json(wide), "and a client_secret that is no usable secret"),
     ] {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", answer),
-        ]);
+        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
         let error = format!(
             "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 200 {why}; the client may or may not \
             have a new secret; take the old one for dead and run again in some minutes"
         );
         run(&mut rotate(&stand)).is(7, "", &[LOG[0], LOG[1], &error]);
     }
-    for (answer, status) in [
-        (reply("patch-500"), "500"),
-        (reply("gateway-502"), "502"),
-        (http("204 ", "", ""), "204"),
-    ] {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            on("PATCH regenerate", answer),
-        ]);
+    for (answer, status) in
+        [(reply("patch-500"), "500"), (reply("gateway-502"), "502"), (http("204 ", "", ""), "204")]
+    {
+        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
         let unknown = run(&mut rotate(&stand));
-        assert_eq!(
-            (unknown.status, unknown.stdout.as_str()),
-            (Some(7), ""),
-            "{unknown}"
-        );
-        assert!(
-            unknown.error().contains(&format!("with status {status}")),
-            "{unknown}"
-        );
+        assert_eq!((unknown.status, unknown.stdout.as_str()), (Some(7), ""), "{unknown}");
+        assert!(unknown.error().contains(&format!("with status {status}")), "{unknown}");
     }
 }
 
@@ -418,24 +303,12 @@ fn a_portal_that_is_not_there_is_4() {
 fn the_program_stays_on_one_thread() {
     let (waiting, gate) = std::sync::mpsc::channel();
     let mut steps = good_run();
-    steps[1] = Step::Request(
-        "PATCH regenerate",
-        vec![Act::Wait(gate), Act::Send(reply("patch-200"))],
-    );
+    steps[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
     let stand = Stand::script(steps);
     let command = &mut rotate(&stand);
     // A name, so that there is a look-up, and a limit, which could start a thread for it.
-    command.args([
-        "--timeout",
-        "60",
-        "--url",
-        &format!("http://localhost:{}", stand.at.port()),
-    ]);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    command.args(["--timeout", "60", "--url", &format!("http://localhost:{}", stand.at.port())]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     stand.wait_for(2);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(waiting);
@@ -446,34 +319,21 @@ fn the_program_stays_on_one_thread() {
 #[test]
 fn the_base_path_stands_before_every_path() {
     let stand = Stand::script(good_run());
-    run(rotate(&stand).args(["-q", "--url", &format!("{}/docs/", stand.url())])).is(
-        0,
-        &line(),
-        &[],
-    );
-    assert!(
-        stand
-            .requests()
-            .iter()
-            .all(|r| r.target.starts_with("/docs/api/2.0/"))
-    );
+    run(rotate(&stand).args(["-q", "--url", &format!("{}/docs/", stand.url())])).is(0, &line(), &[]);
+    assert!(stand.requests().iter().all(|r| r.target.starts_with("/docs/api/2.0/")));
 }
 
 #[test]
 fn only_regenerate() {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("PATCH regenerate", reply("patch-200")),
-    ]);
+    let stand =
+        Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-200"))]);
     run(rotate(&stand).args(["--only", "regenerate"])).is(0, &line(), &LOG[..3]);
 }
 
 #[test]
 fn only_revoke() {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("DELETE revoke", reply("delete-200")),
-    ]);
+    let stand =
+        Stand::script(vec![on("GET token", reply("token-200")), on("DELETE revoke", reply("delete-200"))]);
     run(rotate(&stand).args(["--only", "revoke"])).is(0, "", &[LOG[0], LOG[3], LOG[4]]);
     assert_eq!(names(&stand), ["GET token", "DELETE revoke"]);
 
@@ -482,11 +342,7 @@ fn only_revoke() {
         on("DELETE revoke", reply("delete-403-unsigned")),
     ]);
     let refused = run(rotate(&stand).args(["--only", "revoke"]));
-    assert_eq!(
-        (refused.status, refused.stdout.as_str()),
-        (Some(3), ""),
-        "{refused}"
-    );
+    assert_eq!((refused.status, refused.stdout.as_str()), (Some(3), ""), "{refused}");
 }
 
 #[test]
@@ -505,10 +361,7 @@ fn quiet_leaves_errors_alone_on_stderr() {
 fn a_wrapped_reply_gives_the_same_secret() {
     let wrapped = format!(r#"{{"response":{{"client_secret":"{SECRET}"}},"count":1,"status":0}}"#);
     let kind = "Content-Type: application/json; charset=utf-8";
-    for answer in [
-        json(&wrapped),
-        http("200 OK", kind, format!(" {wrapped}\r\n")),
-    ] {
+    for answer in [json(&wrapped), http("200 OK", kind, format!(" {wrapped}\r\n"))] {
         let stand = Stand::script(vec![
             on("GET token", reply("token-200")),
             on("PATCH regenerate", answer),
@@ -524,15 +377,10 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
         "{{\"response\":\n{{\"client_secret\":\n\"{SECRET}\",\"note\":\"\u{9b}31m \u{1f600} é \\u001b\"}},\"count\":1}}"
     );
     for (answer, object) in [
-        (
-            reply("patch-200"),
-            format!(r#"{{"client_secret":"{SECRET}"}}"#),
-        ),
+        (reply("patch-200"), format!(r#"{{"client_secret":"{SECRET}"}}"#)),
         (
             json(wrapped),
-            format!(
-                r#"{{"client_secret":"{SECRET}","note":"\u009b31m \ud83d\ude00 \u00e9 \u001b"}}"#
-            ),
+            format!(r#"{{"client_secret":"{SECRET}","note":"\u009b31m \ud83d\ude00 \u00e9 \u001b"}}"#),
         ),
     ] {
         let stand = Stand::script(vec![
@@ -548,27 +396,14 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
 fn a_new_secret_in_an_error_is_not_shown() {
     let quoted = r#"{"title":"E","detail":"not published: {\"client_secret\":\"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa\"}"}"#;
     for (status, body, said) in [
-        (
-            "500",
-            format!("Response(clientId={CLIENT}, clientSecret={SECRET})"),
-            "",
-        ),
+        ("500", format!("Response(clientId={CLIENT}, clientSecret={SECRET})"), ""),
         ("502", format!("<html>secret: {}</html>", &SECRET[..12]), ""),
-        (
-            "500",
-            quoted.to_owned(),
-            r#" (E: not published: {"client_secret":"[hidden]"})"#,
-        ),
+        ("500", quoted.to_owned(), r#" (E: not published: {"client_secret":"[hidden]"})"#),
     ] {
         let stand = Stand::script(signed_in([on("PATCH regenerate", http(status, "", body))]));
         let unknown = run(&mut rotate(&stand));
         assert_eq!(unknown.status, Some(7), "{unknown}");
-        assert!(
-            unknown
-                .error()
-                .contains(&format!("with status {status}{said}; ")),
-            "{unknown}"
-        );
+        assert!(unknown.error().contains(&format!("with status {status}{said}; ")), "{unknown}");
     }
 }
 
@@ -578,10 +413,7 @@ fn half_a_key_in_half_a_reply_is_not_shown() {
     let cut = format!("HTTP/1.1 401 \r\nContent-Length: 1000\r\n\r\nbad key {half}");
     let long = http("401 ", "", format!("{}{KEY}", " ".repeat(64 * 1024 - 20)));
     for answer in [cut.into_bytes(), long] {
-        let stand = Stand::script(vec![Step::Request(
-            "GET token",
-            vec![Act::Send(answer), Act::Close],
-        )]);
+        let stand = Stand::script(vec![Step::Request("GET token", vec![Act::Send(answer), Act::Close])]);
         let refused = run(&mut rotate(&stand));
         assert_eq!(refused.status, Some(3), "{refused}");
         assert!(!refused.stderr.contains(&KEY[..12]), "{refused}");
@@ -590,10 +422,7 @@ fn half_a_key_in_half_a_reply_is_not_shown() {
 
 #[test]
 fn a_page_that_answers_the_revoke_is_no_success() {
-    for page in [
-        "<html>login</html>",
-        r#"{"error":{"message":"denied"},"statusCode":403}"#,
-    ] {
+    for page in ["<html>login</html>", r#"{"error":{"message":"denied"},"statusCode":403}"#] {
         let stand = Stand::script(signed_in([on("DELETE revoke", http("200 OK", "", page))]));
         let refused = run(rotate(&stand).args(["--only", "revoke"]));
         let error = "docspace-rotate: 127.0.0.1 answered [DELETE revoke] with status 200 and a page that no portal sends; …";
@@ -610,32 +439,18 @@ fn the_longest_key_and_signature_are_sent() {
     let key = format!("sk-{}", "k".repeat(7997));
     let signature = format!("a.b.{}", "c".repeat(7996));
     let mut script = good_run();
-    script[0] = on(
-        "GET token",
-        json(format!(r#"{{"response":"{signature}"}}"#)),
-    );
+    script[0] = on("GET token", json(format!(r#"{{"response":"{signature}"}}"#)));
     let stand = Stand::script(script);
     run(rotate(&stand).env("DOCSPACE_API_KEY", &key)).is(0, &line(), &LOG);
     let last = stand.requests().pop().unwrap();
-    assert_eq!(
-        last.header("authorization"),
-        Some(format!("Bearer {key}").as_str())
-    );
+    assert_eq!(last.header("authorization"), Some(format!("Bearer {key}").as_str()));
     assert_eq!(last.header("x-signature"), Some(signature.as_str()));
 }
 
 #[test]
 fn half_a_key_in_a_whole_reply_is_not_shown() {
     let detail = format!(r#"{{"detail":"bad key {}"}}"#, &KEY[..12]);
-    let stand = Stand::script(signed_in([on(
-        "PATCH regenerate",
-        http("403 ", "", detail),
-    )]));
+    let stand = Stand::script(signed_in([on("PATCH regenerate", http("403 ", "", detail))]));
     let refused = run(&mut rotate(&stand));
-    assert!(
-        refused
-            .error()
-            .contains("with status 403 (bad key [hidden]); "),
-        "{refused}"
-    );
+    assert!(refused.error().contains("with status 403 (bad key [hidden]); "), "{refused}");
 }

@@ -32,39 +32,24 @@ fn inside(test: &str) -> bool {
         return true;
     }
     if binary().is_none() {
-        let why = format!(
-            "no static binary, or an old one: {}",
-            BUILD.replace("ARCH", std::env::consts::ARCH)
-        );
+        let why =
+            format!("no static binary, or an old one: {}", BUILD.replace("ARCH", std::env::consts::ARCH));
         assert!(std::env::var_os("CI").is_none(), "{why}");
         skipped(test, &why);
         return false;
     }
     let mut unshare = Command::new("unshare");
     unshare.args(["--user", "--map-root-user", "--mount", "--net"]);
-    if !unshare
-        .arg("true")
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
+    if !unshare.arg("true").output().is_ok_and(|output| output.status.success()) {
         skipped(test, "no namespaces here (unshare --user --mount --net)");
         return false;
     }
     let mut again = Command::new("unshare");
-    again
-        .args(["--user", "--map-root-user", "--mount", "--net"])
-        .arg(std::env::current_exe().unwrap());
-    let output = again
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
+    again.args(["--user", "--map-root-user", "--mount", "--net"]).arg(std::env::current_exe().unwrap());
+    let output = again.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "in namespaces:\n{text}"
-    );
+    assert!(output.status.success() && text.contains("1 passed"), "in namespaces:\n{text}");
     false
 }
 
@@ -89,21 +74,11 @@ fn loopback_up() -> io::Result<()> {
 
 fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong) {
     let text = |bytes: &[u8]| CString::new(bytes).unwrap();
-    let (source, target, kind) = (
-        text(source.as_bytes()),
-        text(target.as_os_str().as_bytes()),
-        text(kind.as_bytes()),
-    );
+    let (source, target, kind) =
+        (text(source.as_bytes()), text(target.as_os_str().as_bytes()), text(kind.as_bytes()));
     // SAFETY: the strings outlive the call.
-    let done = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            std::ptr::null(),
-        )
-    };
+    let done =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
     assert_eq!(done, 0, "mount: {}", io::Error::last_os_error());
 }
 
@@ -119,17 +94,13 @@ fn in_root(root: &Folder, url: &str) -> Command {
     let path = CString::new(root.as_ref().as_os_str().as_bytes()).unwrap();
     let mut command = Command::new("/docspace-rotate");
     command.env_clear().args(["-q", "--timeout", "5", CLIENT]);
-    command
-        .env("DOCSPACE_BASE_URL", url)
-        .env("DOCSPACE_API_KEY", KEY);
+    command.env("DOCSPACE_BASE_URL", url).env("DOCSPACE_API_KEY", KEY);
     // SAFETY: chroot(2) and chdir(2) may be called between fork and exec.
     unsafe {
-        command.pre_exec(
-            move || match libc::chroot(path.as_ptr()) | libc::chdir(c"/".as_ptr()) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            },
-        );
+        command.pre_exec(move || match libc::chroot(path.as_ptr()) | libc::chdir(c"/".as_ptr()) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
     }
     command
 }
@@ -154,7 +125,11 @@ fn its_own_roots_trust_no_unknown_ca() {
     }
     let stand = Stand::script_over(Some(Certificates::new().server("127.0.0.1")), vec![]);
     let refused = run(&mut in_root(&root(), &stand.url()));
-    refused.is(3, "", &["docspace-rotate: 127.0.0.1 is not to be trusted: invalid peer certificate: UnknownIssuer; …"]);
+    refused.is(
+        3,
+        "",
+        &["docspace-rotate: 127.0.0.1 is not to be trusted: invalid peer certificate: UnknownIssuer; …"],
+    );
 }
 
 #[test]
@@ -196,17 +171,10 @@ fn answer_names(socket: &UdpSocket) -> Vec<u16> {
     let mut query = [0; 512];
     while let Ok((length, from)) = socket.recv_from(&mut query) {
         // The question stands behind twelve bytes: a name that ends in an empty label, type, class.
-        let end = 12
-            + query[12..length]
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap()
-            + 5;
+        let end = 12 + query[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
         let kind = u16::from_be_bytes([query[end - 4], query[end - 3]]);
         kinds.push(kind);
-        socket
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut reply = query[..end].to_vec();
         reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(kind == 1), 0, 0, 0, 0]);
         if kind == 1 {
@@ -228,9 +196,7 @@ fn a_name_is_asked_of_a_name_server_once() {
     fs::create_dir(root.path("etc")).unwrap();
     root.file("etc/resolv.conf", "nameserver 127.0.0.1\n");
     let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let server = std::thread::spawn(move || answer_names(&socket));
     let stand = Stand::script_over(Some(certificates.server("portal.invalid")), good_run());
     let url = format!("https://portal.invalid:{}", stand.at.port());
@@ -249,9 +215,7 @@ fn a_key_file_as_windows_writes_it() {
     root.file("key", format!("{KEY}\r\n"));
     let stand = Stand::script(good_run());
     let mut command = in_root(&root, &stand.url());
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", "/key");
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", "/key");
     run(&mut command).is(0, &line(), &[]);
 }
 
@@ -261,20 +225,12 @@ fn a_read_only_root_with_a_mounted_output() {
         return;
     }
     let (outside, root) = (Folder::new(), Folder::new());
-    let output = outside.file(
-        "secret",
-        "older and longer than any secret, so that it must be cut\n",
-    );
+    let output = outside.file("secret", "older and longer than any secret, so that it must be cut\n");
     mount("none", root.as_ref(), "tmpfs", 0);
     fs::copy(binary().unwrap(), root.path("docspace-rotate")).unwrap();
     let mounted = root.file("output", "");
     mount(output.to_str().unwrap(), &mounted, "none", libc::MS_BIND);
-    mount(
-        "none",
-        root.as_ref(),
-        "none",
-        libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY,
-    );
+    mount("none", root.as_ref(), "none", libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY);
 
     let stand = Stand::script(good_run());
     run(in_root(&root, &stand.url()).args(["--output", "/output"])).is(0, "", &[]);
@@ -298,29 +254,17 @@ fn as_process_1_it_ends_at_a_signal() {
     let (_answer, gate) = channel();
     let mut script = good_run();
     script.truncate(2);
-    script[1] = Step::Request(
-        "PATCH regenerate",
-        vec![Act::Wait(gate), Act::Send(reply("patch-200"))],
-    );
+    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
     let stand = Stand::script(script);
     let mut command = Command::new("unshare");
-    command
-        .env_clear()
-        .args(["--pid", "--fork", "--kill-child", "--root"])
-        .arg(root.as_ref());
+    command.env_clear().args(["--pid", "--fork", "--kill-child", "--root"]).arg(root.as_ref());
     command.args(["/docspace-rotate", "-q", CLIENT]);
-    command
-        .env("DOCSPACE_BASE_URL", stand.url())
-        .env("DOCSPACE_API_KEY", KEY);
+    command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
     let child = start(&mut command);
     stand.wait_for(2);
     let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
     let done = finished(&command, child.wait_with_output().unwrap());
-    done.is(
-        143,
-        "",
-        &["docspace-rotate: ended by SIGTERM during [PATCH regenerate]; …"],
-    );
+    done.is(143, "", &["docspace-rotate: ended by SIGTERM during [PATCH regenerate]; …"]);
 }

@@ -100,9 +100,7 @@ fn read_until(child: &mut Child, text: &str) {
     let stderr = child.stderr.as_mut().unwrap();
     while !log.contains(text) {
         let mut byte = [0];
-        stderr
-            .read_exact(&mut byte)
-            .unwrap_or_else(|error| panic!("{error}: {log}"));
+        stderr.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}: {log}"));
         log.push(byte[0].into());
     }
 }
@@ -126,9 +124,7 @@ fn a_signal_before_anything_is_sent_says_so() {
     let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);
-    command
-        .env_remove("DOCSPACE_API_KEY")
-        .env("DOCSPACE_API_KEY_FILE", &fifo);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &fifo);
     let child = start(&mut command);
     // Opening it for writing waits until the program has opened it.
     let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
@@ -142,11 +138,7 @@ fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
     let (_reader, writer) = run::full_pipe();
     let stand = Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]));
     let mut command = rotate(&stand);
-    let mut child = command
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     read_until(&mut child, "Client secret has been regenerated.\n");
     send(&child, libc::SIGTERM);
     let error = "docspace-rotate: ended by SIGTERM while the new secret was being written; the client has a new secret that may not have been handed over; fix the output, then run again";
@@ -158,10 +150,7 @@ fn a_file_that_another_run_has_filled_stays() {
     let folder = Folder::new();
     let file = folder.path("file");
     let (answer, gate) = channel();
-    let stand = Stand::script(signed_in([Step::Request(
-        "PATCH regenerate",
-        vec![Act::Wait(gate)],
-    )]));
+    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
     let mut command = rotate(&stand);
     let child = start(command.arg("-q").arg("--output").arg(&file));
     stand.wait_for(2);
@@ -195,10 +184,7 @@ fn a_new_file_goes_and_one_with_the_secret_stays() {
 fn a_signal_that_the_caller_ignores_stays_ignored() {
     let (answer, gate) = channel();
     let mut script = good_run();
-    script[1] = Step::Request(
-        "PATCH regenerate",
-        vec![Act::Wait(gate), Act::Send(reply("patch-200"))],
-    );
+    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     // SAFETY: signal(2) may be called between fork and exec.
@@ -218,23 +204,9 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
 /// In a namespace of its own the program is process 1, which gets no signal without a handler.
 #[test]
 fn as_process_1_it_ends_all_the_same() {
-    let namespace = [
-        "--user",
-        "--map-root-user",
-        "--pid",
-        "--fork",
-        "--kill-child",
-    ];
-    if !Command::new("unshare")
-        .args(namespace)
-        .arg("true")
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        run::skipped(
-            "as_process_1_it_ends_all_the_same",
-            "no namespaces here (unshare --user --pid)",
-        );
+    let namespace = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    if !Command::new("unshare").args(namespace).arg("true").output().is_ok_and(|o| o.status.success()) {
+        run::skipped("as_process_1_it_ends_all_the_same", "no namespaces here (unshare --user --pid)");
         return;
     }
     let (_answer, gate) = channel();
@@ -244,11 +216,7 @@ fn as_process_1_it_ends_all_the_same() {
     let stand = Stand::script(script);
     let plain = rotate(&stand);
     let mut command = Command::new("unshare");
-    command
-        .env_clear()
-        .args(namespace)
-        .arg(plain.get_program())
-        .args(plain.get_args());
+    command.env_clear().args(namespace).arg(plain.get_program()).args(plain.get_args());
     for (name, value) in plain.get_envs() {
         if let Some(value) = value {
             command.env(name, value);
@@ -262,8 +230,7 @@ fn as_process_1_it_ends_all_the_same() {
     let done = finished(&command, child.wait_with_output().unwrap());
     assert_eq!(done.status, Some(143), "{done}");
     assert!(
-        done.error()
-            .starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate]; "),
+        done.error().starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate]; "),
         "{done}"
     );
 }

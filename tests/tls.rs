@@ -22,21 +22,10 @@ fn a_named_ca_is_trusted_on_one_connection() {
     run(rotate(&stand).arg("-q").env("SSL_CERT_FILE", &ca)).is(0, &line(), &[]);
 
     // The argument beats the variable, and a file may hold more than one certificate.
-    let both = folder.file(
-        "both.pem",
-        format!(
-            "# comment\n{}{}",
-            Certificates::new().ca_pem,
-            certificates.ca_pem
-        ),
-    );
+    let both =
+        folder.file("both.pem", format!("# comment\n{}{}", Certificates::new().ca_pem, certificates.ca_pem));
     let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
-    run(rotate(&stand)
-        .arg("-q")
-        .env("SSL_CERT_FILE", other)
-        .arg("--cacert")
-        .arg(both))
-    .is(0, &line(), &[]);
+    run(rotate(&stand).arg("-q").env("SSL_CERT_FILE", other).arg("--cacert").arg(both)).is(0, &line(), &[]);
 }
 
 #[test]
@@ -60,23 +49,15 @@ fn whom_it_does_not_trust_gets_nothing() {
             command.arg("--cacert").arg(file);
         }
         let refused = run(&mut command);
-        assert_eq!(
-            (refused.status, refused.stdout.as_str()),
-            (Some(3), ""),
-            "{refused}"
-        );
+        assert_eq!((refused.status, refused.stdout.as_str()), (Some(3), ""), "{refused}");
         let error = refused.error();
         assert!(
-            error.starts_with(
-                "docspace-rotate: 127.0.0.1 is not to be trusted: invalid peer certificate: "
-            ),
+            error.starts_with("docspace-rotate: 127.0.0.1 is not to be trusted: invalid peer certificate: "),
             "{refused}"
         );
         assert!(error.contains(why), "{refused}");
         assert!(
-            error.ends_with(
-                "; the client's secret is as it was; check the address, CA, key and client id"
-            ),
+            error.ends_with("; the client's secret is as it was; check the address, CA, key and client id"),
             "{refused}"
         );
         assert_eq!(stand.connections(), 1);

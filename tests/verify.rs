@@ -9,9 +9,7 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;
 
-use portal::{
-    Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in,
-};
+use portal::{Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
 use run::{Run, rotate, run};
 
 fn verified(acts: Vec<Act>) -> (Stand, Run) {
@@ -25,30 +23,14 @@ fn verified(acts: Vec<Act>) -> (Stand, Run) {
 #[test]
 fn a_live_secret_is_0() {
     let (stand, done) = verified(vec![Act::Send(reply("introspect-200"))]);
-    let log = [
-        &LOG[..],
-        &["[POST introspect] Status: 200", "The new secret is live."],
-    ]
-    .concat();
+    let log = [&LOG[..], &["[POST introspect] Status: 200", "The new secret is live."]].concat();
     done.is(0, &line(), &log);
     let asked = stand.requests().pop().unwrap();
     assert_eq!(asked.target, "/oauth2/introspect");
-    assert_eq!(
-        asked.body,
-        format!("client_id={CLIENT}&client_secret={SECRET}&token=docspace-rotate")
-    );
-    assert_eq!(
-        asked.header("content-type"),
-        Some("application/x-www-form-urlencoded")
-    );
-    assert_eq!(
-        asked.header("content-length"),
-        Some(asked.body.len().to_string().as_str())
-    );
-    assert_eq!(
-        (asked.header("authorization"), asked.header("x-signature")),
-        (None, None)
-    );
+    assert_eq!(asked.body, format!("client_id={CLIENT}&client_secret={SECRET}&token=docspace-rotate"));
+    assert_eq!(asked.header("content-type"), Some("application/x-www-form-urlencoded"));
+    assert_eq!(asked.header("content-length"), Some(asked.body.len().to_string().as_str()));
+    assert_eq!((asked.header("authorization"), asked.header("x-signature")), (None, None));
     assert_eq!(stand.connections(), 1);
 }
 
@@ -66,10 +48,7 @@ fn it_goes_below_the_address_and_after_the_hand_over_alone_too() {
     );
     let asked = stand.requests().pop().unwrap();
     assert_eq!(asked.target, "/docs/oauth2/introspect");
-    assert!(
-        asked.body.contains("&client_secret=a%2Bb%26c%3Dd&"),
-        "{asked:?}"
-    );
+    assert!(asked.body.contains("&client_secret=a%2Bb%26c%3Dd&"), "{asked:?}");
 }
 
 #[test]
@@ -85,22 +64,13 @@ fn a_dead_secret_is_8() {
 fn what_could_not_be_asked_is_8() {
     let html = |status: &str| http(status, "Content-Type: text/html", "<html>x</html>");
     for (acts, said) in [
-        (
-            vec![Act::Send(html("404 Not Found"))],
-            "answered [POST introspect] with status 404, so",
-        ),
+        (vec![Act::Send(html("404 Not Found"))], "answered [POST introspect] with status 404, so"),
         (
             vec![Act::Send(html("200 OK"))],
             "answered [POST introspect] with status 200, which is no introspection, so",
         ),
-        (
-            vec![Act::Send(html("401 Unauthorized"))],
-            "with status 401, which is no introspection, so",
-        ),
-        (
-            vec![Act::Send(json("{}"))],
-            "with status 200, which is no introspection, so",
-        ),
+        (vec![Act::Send(html("401 Unauthorized"))], "with status 401, which is no introspection, so"),
+        (vec![Act::Send(json("{}"))], "with status 200, which is no introspection, so"),
         (
             vec![Act::Send(json("x".repeat(70_000)))],
             "with status 200 and more than 64 KiB, which is no introspection, so",
@@ -115,17 +85,10 @@ fn what_could_not_be_asked_is_8() {
         ),
         (vec![Act::Close], "gave no answer to [POST introspect]: "),
         (vec![Act::Reset], "gave no answer to [POST introspect]: "),
-        (
-            vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))],
-            "with status 400, so",
-        ),
+        (vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))], "with status 400, so"),
     ] {
         let (_stand, done) = verified(acts);
-        assert_eq!(
-            (done.status, done.stdout.as_str()),
-            (Some(8), line().as_str()),
-            "{done}"
-        );
+        assert_eq!((done.status, done.stdout.as_str()), (Some(8), line().as_str()), "{done}");
         assert!(done.error().contains(said), "{said}\n{done}");
         let end = "so the new secret could not be proved; the new secret is handed over, but not proved live; run again, one run at a time";
         assert!(done.error().ends_with(end), "{done}");
@@ -137,19 +100,12 @@ fn faults_are_waited_out() {
     let mut script = good_run();
     script.extend([
         Step::Request("POST introspect", vec![Act::Close]),
-        on(
-            "POST introspect",
-            http("429 ", "X-RateLimit-Reset: 20000000", ""),
-        ),
+        on("POST introspect", http("429 ", "X-RateLimit-Reset: 20000000", "")),
         on("POST introspect", reply("introspect-200")),
     ]);
     let stand = Stand::script(script);
     let done = run(rotate(&stand).arg("--verify"));
-    assert_eq!(
-        (done.status, done.stdout.as_str()),
-        (Some(0), line().as_str()),
-        "{done}"
-    );
+    assert_eq!((done.status, done.stdout.as_str()), (Some(0), line().as_str()), "{done}");
 }
 
 #[test]
@@ -158,11 +114,7 @@ fn after_a_failed_revoke_it_is_not_asked() {
     script[2] = on("DELETE revoke", reply("delete-403-unsigned"));
     let stand = Stand::script(script);
     let done = run(rotate(&stand).arg("--verify"));
-    assert_eq!(
-        (done.status, done.stdout.as_str()),
-        (Some(5), line().as_str()),
-        "{done}"
-    );
+    assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
 }
 
 #[test]
@@ -192,23 +144,13 @@ fn of_two_runs_at_once_the_faster_is_told() {
             json(format!(r#"{{"client_secret":"secret-{patches}"}}"#))
         }
         "DELETE revoke" => reply("delete-200"),
-        _ if request
-            .body
-            .contains(&format!("client_secret=secret-{patches}&")) =>
-        {
-            reply("introspect-200")
-        }
+        _ if request.body.contains(&format!("client_secret=secret-{patches}&")) => reply("introspect-200"),
         _ => reply("introspect-401"),
     });
     // The first has its secret, and can't hand it over before the second is done.
     let (mut reader, writer) = run::full_pipe();
     let mut faster = rotate(&stand);
-    let child = faster
-        .args(["-q", "--verify"])
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = faster.args(["-q", "--verify"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     stand.wait_for(2);
     run(rotate(&stand).args(["-q", "--verify"])).is(0, "secret-2\n", &[]);
     drop(faster);
@@ -221,10 +163,7 @@ fn of_two_runs_at_once_the_faster_is_told() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(8));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        error.contains("does not take the new secret: another run or a late PATCH"),
-        "{error}"
-    );
+    assert!(error.contains("does not take the new secret: another run or a late PATCH"), "{error}");
 }
 
 #[test]
@@ -232,10 +171,7 @@ fn the_proof_has_its_attempt_where_the_time_is_up() {
     let late = |bytes| vec![Act::Sleep(Duration::from_secs(6)), Act::Send(bytes)];
     let mut script = good_run();
     script[2] = Step::Request("DELETE revoke", late(reply("delete-200")));
-    script.push(Step::Request(
-        "POST introspect",
-        late(reply("introspect-200")),
-    ));
+    script.push(Step::Request("POST introspect", late(reply("introspect-200"))));
     let stand = Stand::script(script);
     run(rotate(&stand).args(["-q", "--verify", "--timeout", "1"])).is(0, &line(), &[]);
 }

@@ -64,9 +64,7 @@ fn main() {
     fs::write(&ca, &certificates.ca_pem).unwrap();
     let watch = Arc::new(Watch::default());
     let seen = watch.clone();
-    let stand = Stand::answering(Some(certificates.server("127.0.0.1")), move |r| {
-        answer(r, &seen)
-    });
+    let stand = Stand::answering(Some(certificates.server("127.0.0.1")), move |r| answer(r, &seen));
 
     println!("{}", versions());
     measure("no delay", 40, &stand, stand.at, &ca, &watch);
@@ -84,9 +82,7 @@ fn answer(request: &Request, watch: &Watch) -> Vec<u8> {
             let process = watch.process.load(Ordering::SeqCst);
             let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let peak = peak.map_or(0, |peak| {
-                peak.trim().trim_end_matches(" kB").parse().unwrap()
-            });
+            let peak = peak.map_or(0, |peak| peak.trim().trim_end_matches(" kB").parse().unwrap());
             watch.peak_kib.store(peak, Ordering::SeqCst);
             reply("delete-200")
         }
@@ -107,9 +103,7 @@ fn measure(title: &str, runs: usize, stand: &Stand, at: SocketAddr, ca: &Path, w
             if round > 0 {
                 entry.wall.push(wall);
                 entry.cpu.push(cpu);
-                entry
-                    .peak
-                    .push(watch.peak_kib.load(Ordering::SeqCst) as f64 / 1024.0);
+                entry.peak.push(watch.peak_kib.load(Ordering::SeqCst) as f64 / 1024.0);
             }
         }
     }
@@ -122,11 +116,7 @@ fn measure(title: &str, runs: usize, stand: &Stand, at: SocketAddr, ca: &Path, w
     let curl = entries.iter_mut().find(|entry| entry.name == "curl");
     let curl = curl.map(|curl| (median(&mut curl.wall), median(&mut curl.cpu)));
     for entry in &mut entries {
-        let (wall, cpu, peak) = (
-            median(&mut entry.wall),
-            median(&mut entry.cpu),
-            median(&mut entry.peak),
-        );
+        let (wall, cpu, peak) = (median(&mut entry.wall), median(&mut entry.cpu), median(&mut entry.peak));
         let ratio = |mine: f64, curls: Option<f64>| {
             curls.map_or("-".to_owned(), |curls| format!("{:.2}", mine / curls))
         };
@@ -151,26 +141,12 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
     let client = format!("{url}/api/2.0/clients/{CLIENT}");
     let entry = |name, mut command: Command| {
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        Entry {
-            name,
-            command,
-            wall: vec![],
-            cpu: vec![],
-            peak: vec![],
-            connections: 0,
-            bytes: 0,
-        }
+        Entry { name, command, wall: vec![], cpu: vec![], peak: vec![], connections: 0, bytes: 0 }
     };
     let program = |binary: &Path, key| {
         let mut command = Command::new(binary);
-        command
-            .env_clear()
-            .args(["-q", CLIENT])
-            .arg("--cacert")
-            .arg(ca);
-        command
-            .env("DOCSPACE_BASE_URL", url)
-            .env("DOCSPACE_API_KEY", key);
+        command.env_clear().args(["-q", CLIENT]).arg("--cacert").arg(ca);
+        command.env("DOCSPACE_BASE_URL", url).env("DOCSPACE_API_KEY", key);
         command
     };
     let binary = Path::new(env!("CARGO_BIN_EXE_docspace-rotate"));
@@ -187,9 +163,7 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
         let mut command = Command::new("curl");
         let authorization = format!("Authorization: Bearer {BEARER}");
         for (last, method, path) in [(false, "PATCH", "regenerate"), (true, "DELETE", "revoke")] {
-            command
-                .args(["-sS", "-X", method, "-H", &authorization, "--cacert"])
-                .arg(ca);
+            command.args(["-sS", "-X", method, "-H", &authorization, "--cacert"]).arg(ca);
             command.arg(format!("{client}/{path}"));
             command.args((!last).then_some("--next"));
         }
@@ -197,18 +171,13 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
     }
     if installed("node", &["--version"]) {
         let mut command = Command::new("node");
-        command
-            .args(["--input-type=module", "-e", NODE])
-            .env("NODE_EXTRA_CA_CERTS", ca);
+        command.args(["--input-type=module", "-e", NODE]).env("NODE_EXTRA_CA_CERTS", ca);
         command.env("URL", &client).env("KEY", BEARER);
         entries.push(entry("Node, fetch", command));
     }
     if installed("python3", &["-c", "import requests"]) {
         // The interpreter itself: python3 may be a script that looks for it.
-        let mut command = Command::new(said(
-            "python3",
-            &["-c", "import sys; print(sys.executable)"],
-        ));
+        let mut command = Command::new(said("python3", &["-c", "import sys; print(sys.executable)"]));
         command.args(["-c", PYTHON]).env("REQUESTS_CA_BUNDLE", ca);
         command.env("URL", &client).env("KEY", BEARER);
         entries.push(entry("Python, requests", command));
@@ -217,10 +186,7 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
 }
 
 fn installed(program: &str, args: &[&str]) -> bool {
-    let there = Command::new(program)
-        .args(args)
-        .output()
-        .is_ok_and(|output| output.status.success());
+    let there = Command::new(program).args(args).output().is_ok_and(|output| output.status.success());
     if !there {
         println!("{program} {}: not installed", args.join(" "));
     }
@@ -230,18 +196,12 @@ fn installed(program: &str, args: &[&str]) -> bool {
 fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    text.unwrap_or_default()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    text.unwrap_or_default().lines().next().unwrap_or_default().to_owned()
 }
 
 fn versions() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
     let cores = thread::available_parallelism().map_or(0, usize::from);
     [
         format!("{cores} cores, {}", model.unwrap_or(": unknown").trim_start_matches(['\t', ' ', ':'])),
@@ -254,10 +214,7 @@ fn versions() -> String {
 }
 
 /// Runs the command; wall and CPU time in milliseconds.
-#[expect(
-    clippy::zombie_processes,
-    reason = "wait4 waits, and tells what was used"
-)]
+#[expect(clippy::zombie_processes, reason = "wait4 waits, and tells what was used")]
 fn timed(command: &mut Command, watch: &Watch) -> (f64, f64) {
     watch.peak_kib.store(0, Ordering::SeqCst);
     let begin = Instant::now();
@@ -270,17 +227,9 @@ fn timed(command: &mut Command, watch: &Watch) -> (f64, f64) {
         (waited, usage.assume_init())
     };
     let wall = begin.elapsed().as_secs_f64() * 1000.0;
-    assert!(
-        waited == child.id() as i32 && status == 0,
-        "{command:?} failed: {status}"
-    );
-    assert_ne!(
-        watch.peak_kib.load(Ordering::SeqCst),
-        0,
-        "{command:?} never revoked"
-    );
-    let cpu =
-        [usage.ru_utime, usage.ru_stime].map(|t| t.tv_sec as f64 * 1e3 + t.tv_usec as f64 / 1e3);
+    assert!(waited == child.id() as i32 && status == 0, "{command:?} failed: {status}");
+    assert_ne!(watch.peak_kib.load(Ordering::SeqCst), 0, "{command:?} never revoked");
+    let cpu = [usage.ru_utime, usage.ru_stime].map(|t| t.tv_sec as f64 * 1e3 + t.tv_usec as f64 / 1e3);
     (wall, cpu.iter().sum())
 }
 

@@ -55,26 +55,16 @@ pub fn static_binary(ordinary: &str) -> Option<PathBuf> {
 
 /// The bytes of a recorded reply.
 pub fn reply(name: &str) -> Vec<u8> {
-    let path = format!(
-        "{}/tests/portal/replies/{name}.http",
-        env!("CARGO_MANIFEST_DIR")
-    );
+    let path = format!("{}/tests/portal/replies/{name}.http", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
 /// A reply with a status line, one more header line, and a body.
 pub fn http(status: &str, header: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
-    let header = if header.is_empty() {
-        String::new()
-    } else {
-        format!("{header}\r\n")
-    };
-    let mut reply = format!(
-        "HTTP/1.1 {status}\r\n{header}Content-Length: {}\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
+    let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
+    let mut reply =
+        format!("HTTP/1.1 {status}\r\n{header}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
     reply.extend_from_slice(body);
     reply
 }
@@ -121,18 +111,12 @@ pub fn on(request: &'static str, reply: impl Into<Vec<u8>>) -> Step {
 
 /// A script that begins with the sign-in.
 pub fn signed_in(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
-    [on("GET token", reply("token-200"))]
-        .into_iter()
-        .chain(steps)
-        .collect()
+    [on("GET token", reply("token-200"))].into_iter().chain(steps).collect()
 }
 
 /// What a portal answers to a whole run with an API key.
 pub fn good_run() -> Vec<Step> {
-    signed_in([
-        on("PATCH regenerate", reply("patch-200")),
-        on("DELETE revoke", reply("delete-200")),
-    ])
+    signed_in([on("PATCH regenerate", reply("patch-200")), on("DELETE revoke", reply("delete-200"))])
 }
 
 /// A request as it came.
@@ -153,11 +137,7 @@ pub struct Request {
 impl Request {
     /// The one value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self
-            .headers
-            .iter()
-            .filter(|(n, _)| n == name)
-            .map(|(_, value)| value.as_str());
+        let mut values = self.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str());
         let value = values.next();
         assert!(values.next().is_none(), "{name} is there twice: {self:?}");
         value
@@ -166,11 +146,7 @@ impl Request {
     /// The method and the last part of the path, as the log has them.
     pub fn name(&self) -> String {
         let last = self.target.rsplit('/').next().unwrap_or_default();
-        let last = if self.target.ends_with(&format!("/clients/{last}")) {
-            "client"
-        } else {
-            last
-        };
+        let last = if self.target.ends_with(&format!("/clients/{last}")) { "client" } else { last };
         format!("{} {last}", self.method)
     }
 }
@@ -230,9 +206,7 @@ impl Stand {
                     let step = steps.pop_front();
                     tell(&steps);
                     match step {
-                        Some(
-                            Step::Accepted(acts) | Step::Secured(acts) | Step::Request(_, acts),
-                        ) => acts,
+                        Some(Step::Accepted(acts) | Step::Secured(acts) | Step::Request(_, acts)) => acts,
                         None => vec![],
                     }
                 }
@@ -297,9 +271,7 @@ impl Stand {
                         let mut play = |event: Event| play.lock().unwrap()(event);
                         let wire = Wire::new(stream, bytes);
                         // What the client does to a connection is for the test to judge.
-                        let _ = wire.and_then(|wire| {
-                            serve(wire, connection, tls, requests, stop, &mut play)
-                        });
+                        let _ = wire.and_then(|wire| serve(wire, connection, tls, requests, stop, &mut play));
                     });
                 }
             });
@@ -330,10 +302,7 @@ impl Stand {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        panic!(
-            "of {requests} requests only these came: {:#?}",
-            self.requests()
-        );
+        panic!("of {requests} requests only these came: {:#?}", self.requests());
     }
 
     /// How many connections came so far.
@@ -401,20 +370,12 @@ impl Wire {
         tcp.set_nodelay(true)?;
         // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
         tcp.set_read_timeout(Some(Duration::from_millis(20)))?;
-        Ok(Wire {
-            tcp,
-            left: Rc::default(),
-            bytes,
-        })
+        Ok(Wire { tcp, left: Rc::default(), bytes })
     }
 
     fn again(&self) -> io::Result<Wire> {
         let tcp = self.tcp.try_clone()?;
-        Ok(Wire {
-            tcp,
-            left: self.left.clone(),
-            bytes: self.bytes.clone(),
-        })
+        Ok(Wire { tcp, left: self.left.clone(), bytes: self.bytes.clone() })
     }
 }
 
@@ -467,9 +428,7 @@ fn serve(
                 }
                 Act::Sleep(time) => thread::sleep(time),
                 Act::Wait(gate) => {
-                    while gate.recv_timeout(Duration::from_millis(20))
-                        == Err(RecvTimeoutError::Timeout)
-                    {
+                    while gate.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Timeout) {
                         if stop.load(Ordering::SeqCst) {
                             return Ok(false);
                         }
@@ -515,10 +474,7 @@ fn serve(
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn read(stream: &mut dyn Stream, buffer: &mut [u8], stop: &AtomicBool) -> io::Result<usize> {
@@ -560,16 +516,8 @@ fn parse_request(text: &[u8], connection: usize) -> Option<(Request, usize)> {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let mut request = Request {
-        connection,
-        method,
-        target,
-        headers,
-        body: String::new(),
-    };
-    let length = request
-        .header("content-length")
-        .map_or(0, |n| n.parse().unwrap());
+    let mut request = Request { connection, method, target, headers, body: String::new() };
+    let length = request.header("content-length").map_or(0, |n| n.parse().unwrap());
     let body = text.get(head_end..head_end + length)?;
     request.body = String::from_utf8(body.to_vec()).unwrap();
     Some((request, head_end + length))
@@ -578,27 +526,14 @@ fn parse_request(text: &[u8], connection: usize) -> Option<(Request, usize)> {
 /// Has the kernel send a RST when the socket is closed.
 fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = std::mem::size_of::<libc::linger>() as libc::socklen_t;
     // SAFETY: the socket is open, and the option is read within the call.
     let done = unsafe {
         let option = (&raw const linger).cast();
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            option,
-            size,
-        )
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, option, size)
     };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Certificates for the stand-in, by an authority of their own.
@@ -618,10 +553,7 @@ impl Certificates {
         let name = format!("Stand-in CA {}", COUNT.fetch_add(1, Ordering::SeqCst));
         params.distinguished_name.push(DnType::CommonName, name);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Certificates {
-            ca_pem: authority.pem(),
-            authority,
-        }
+        Certificates { ca_pem: authority.pem(), authority }
     }
 
     /// TLS for a server of this name, with a certificate that is good today.
@@ -642,11 +574,10 @@ impl Certificates {
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let certificate: CertificateDer = params.signed_by(&key, &self.authority).unwrap().into();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let config =
-            ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth();
+        let config = ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth();
         Arc::new(config.with_single_cert(vec![certificate], key).unwrap())
     }
 }

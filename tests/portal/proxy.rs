@@ -35,10 +35,7 @@ impl Proxy {
     pub fn start(portal: SocketAddr, tls: Option<Arc<ServerConfig>>, then: Then) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at = listener.local_addr().unwrap();
-        let (asked, stop) = (
-            Arc::<Mutex<Vec<String>>>::default(),
-            Arc::<AtomicBool>::default(),
-        );
+        let (asked, stop) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
         let (told, stopped) = (asked.clone(), stop.clone());
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
@@ -49,12 +46,7 @@ impl Proxy {
                 let _ = serve(stream.unwrap(), portal, tls.clone(), &then, &told, &stopped);
             }
         });
-        Proxy {
-            at,
-            asked,
-            stop,
-            thread: Some(thread),
-        }
+        Proxy { at, asked, stop, thread: Some(thread) }
     }
 
     /// What it was asked, connection by connection.
@@ -84,10 +76,9 @@ fn serve(
     client.set_nodelay(true)?;
     let socket = client.try_clone()?;
     let mut client: Box<dyn Stream> = match tls {
-        Some(config) => Box::new(StreamOwned::new(
-            ServerConnection::new(config).map_err(io::Error::other)?,
-            client,
-        )),
+        Some(config) => {
+            Box::new(StreamOwned::new(ServerConnection::new(config).map_err(io::Error::other)?, client))
+        }
         None => Box::new(client),
     };
     let mut first = [0];
@@ -122,10 +113,7 @@ fn connect(client: &mut dyn Stream, first: u8) -> io::Result<(String, Vec<u8>)> 
         client.read_exact(&mut byte)?;
         head.push(byte[0]);
     }
-    Ok((
-        String::from_utf8(head).unwrap(),
-        b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec(),
-    ))
+    Ok((String::from_utf8(head).unwrap(), b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec()))
 }
 
 /// RFC 1928, and RFC 1929 where the client offers a user and a password.
@@ -207,11 +195,8 @@ fn relay(
                     to.write_all(&buffer[..n])?;
                     to.flush()?;
                 }
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -24,10 +24,7 @@ pub fn program() -> Command {
 /// The program, set up for a stand-in, an API key and the client of the recorded replies.
 pub fn rotate(stand: &Stand) -> Command {
     let mut command = program();
-    command
-        .env("DOCSPACE_BASE_URL", stand.url())
-        .env("DOCSPACE_API_KEY", KEY)
-        .arg(CLIENT);
+    command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY).arg(CLIENT);
     command
 }
 
@@ -44,11 +41,7 @@ pub struct Run {
 
 /// Runs it to its end. Whatever the test is about, the log must hold no secret and break no terminal.
 pub fn run(command: &mut Command) -> Run {
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A run that hangs is ended, so that its test fails and says what it was.
     let (over, watched) = mpsc::channel::<()>();
     let id = child.id();
@@ -66,11 +59,7 @@ pub fn run(command: &mut Command) -> Run {
 
 /// Starts it, with its output in pipes.
 pub fn start(command: &mut Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// [`run`] for a process that the test started itself.
@@ -85,20 +74,9 @@ pub fn finished(command: &Command, output: std::process::Output) -> Run {
         assert!(!run.stderr.contains(hidden), "a secret is on stderr\n{run}");
     }
     let harmless = |c: char| c == '\n' || !c.is_control();
-    assert!(
-        run.stderr.chars().all(harmless),
-        "a control character is on stderr\n{run}"
-    );
-    let errors = run
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("docspace-rotate: "))
-        .count();
-    assert_eq!(
-        errors,
-        usize::from(run.status != Some(0)),
-        "one line for an error\n{run}"
-    );
+    assert!(run.stderr.chars().all(harmless), "a control character is on stderr\n{run}");
+    let errors = run.stderr.lines().filter(|line| line.starts_with("docspace-rotate: ")).count();
+    assert_eq!(errors, usize::from(run.status != Some(0)), "one line for an error\n{run}");
     run
 }
 
@@ -127,16 +105,8 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Run {
-            command,
-            status,
-            stdout,
-            stderr,
-        } = self;
-        write!(
-            f,
-            "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
-        )
+        let Run { command, status, stdout, stderr } = self;
+        write!(f, "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---")
     }
 }
 
@@ -145,13 +115,7 @@ pub fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
     let nonblocking = |on| {
         // SAFETY: the descriptor is open.
-        unsafe {
-            libc::fcntl(
-                writer.as_raw_fd(),
-                libc::F_SETFL,
-                if on { libc::O_NONBLOCK } else { 0 },
-            )
-        };
+        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, if on { libc::O_NONBLOCK } else { 0 }) };
     };
     nonblocking(true);
     while (&writer).write(&[b'x'; 4096]).is_ok() {}
@@ -189,11 +153,7 @@ impl Folder {
     /// A new, empty one.
     pub fn new() -> Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "docspace-rotate-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::SeqCst)
-        );
+        let name = format!("docspace-rotate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).unwrap();
         Folder(path)
@@ -214,22 +174,14 @@ impl Folder {
     /// A new FIFO in it.
     pub fn fifo(&self) -> PathBuf {
         let path = self.path("fifo");
-        assert!(
-            Command::new("mkfifo")
-                .arg(&path)
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         path
     }
 
     /// The names in it, sorted.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

@@ -21,10 +21,7 @@ fn main() {
 
 /// Runs the program's own code, as `main` does, with an environment made for it.
 fn show(stand: &Stand, key: &str, args: &[&str], wanted: u8) {
-    println!(
-        "$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}",
-        stand.url()
-    );
+    println!("$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}", stand.url());
     println!("$ docspace-rotate {}", args.join(" "));
     let env = |name: &str| match name {
         "DOCSPACE_BASE_URL" => Some(stand.url().into()),
