@@ -74,6 +74,12 @@ pub fn json(body: impl AsRef<[u8]>) -> Vec<u8> {
     http("200 ", "Content-Type: application/json", body)
 }
 
+/// A recorded reply after which the portal closes the connection, and says so.
+pub fn closing(name: &str) -> Vec<u8> {
+    let reply = String::from_utf8(reply(name)).unwrap().replace("Connection: keep-alive\r\n", "");
+    reply.replacen("\r\n", "\r\nConnection: close\r\n", 1).into_bytes()
+}
+
 /// One thing that the stand-in does.
 pub enum Act {
     /// Sends these bytes.

@@ -1,17 +1,12 @@
 //! Runs put together at random from the faults of networks and portals, each checked against a
 //! small model of the contract. A failure names its seed; `DOCSPACE_ROTATE_SEED=n` runs it alone.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use portal::{Act, BEARER, Certificates, KEY, SECRET, Stand, Step, http, reply};
-use run::{Folder, rotate, run};
+use crate::portal::{Act, BEARER, Certificates, KEY, SECRET, Stand, Step, closing, http, reply};
+use crate::run::{Folder, rotate, run};
 
 const RUNS: u64 = 400;
 /// In seconds. Waits are whole seconds, so what fits into it does by 0.9 s.
@@ -85,11 +80,12 @@ impl Walk {
     }
 
     fn answer(&mut self, name: &str) -> (Answer, Vec<Act>) {
-        let good = match name {
-            "GET token" => reply("token-200"),
-            "PATCH regenerate" => reply("patch-200"),
-            _ => reply("delete-200"),
+        let name_of_good = match name {
+            "GET token" => "token-200",
+            "PATCH regenerate" => "patch-200",
+            _ => "delete-200",
         };
+        let good = reply(name_of_good);
         let random = &mut self.random;
         let kind = random.below(40);
         if kind >= 36 || (12..20).contains(&kind) {
@@ -130,14 +126,7 @@ impl Walk {
                 (Answer::Empty, vec![Act::Send(http("200 ", "", body))])
             }
             39 if random.below(3) == 0 => (Answer::Silence, vec![Act::Hang]),
-            36..=39 => {
-                // Closed in good order, as the portal says itself.
-                let mut head = String::from_utf8(good).unwrap();
-                head = head
-                    .replacen("\r\n", "\r\nConnection: close\r\n", 1)
-                    .replace("Connection: keep-alive\r\n", "");
-                (Answer::Good, vec![Act::Send(head.into_bytes()), Act::Close])
-            }
+            36..=39 => (Answer::Good, vec![Act::Send(closing(name_of_good)), Act::Close]),
             _ => (Answer::Good, vec![Act::Send(good)]),
         }
     }

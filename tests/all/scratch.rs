@@ -1,12 +1,6 @@
 //! The static binary as the only file of an empty root: no shell, no libc, no CA bundle, no user.
 //!
 //! Each test runs in namespaces of its own, as root of nothing but these.
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::ffi::CString;
 use std::fs;
@@ -19,8 +13,8 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply, static_binary};
-use run::{Folder, finished, run, skipped, start};
+use crate::portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply, static_binary};
+use crate::run::{self, Folder, finished, run, skipped, start};
 
 const BUILD: &str = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target ARCH-unknown-linux-gnu";
 const INSIDE: &str = "DOCSPACE_ROTATE_IN_NAMESPACE";
@@ -107,7 +101,7 @@ fn in_root(root: &Folder, url: &str) -> Command {
 
 #[test]
 fn it_runs_alone() {
-    if !inside("it_runs_alone") {
+    if !inside("scratch::it_runs_alone") {
         return;
     }
     let root = root();
@@ -120,7 +114,7 @@ fn it_runs_alone() {
 
 #[test]
 fn its_own_roots_trust_no_unknown_ca() {
-    if !inside("its_own_roots_trust_no_unknown_ca") {
+    if !inside("scratch::its_own_roots_trust_no_unknown_ca") {
         return;
     }
     let stand = Stand::script_over(Some(Certificates::new().server("127.0.0.1")), vec![]);
@@ -134,7 +128,7 @@ fn its_own_roots_trust_no_unknown_ca() {
 
 #[test]
 fn a_ca_file_is_trusted() {
-    if !inside("a_ca_file_is_trusted") {
+    if !inside("scratch::a_ca_file_is_trusted") {
         return;
     }
     let (root, certificates) = (root(), Certificates::new());
@@ -152,7 +146,7 @@ fn a_ca_file_is_trusted() {
 
 #[test]
 fn a_name_may_be_in_etc_hosts() {
-    if !inside("a_name_may_be_in_etc_hosts") {
+    if !inside("scratch::a_name_may_be_in_etc_hosts") {
         return;
     }
     let (root, certificates) = (root(), Certificates::new());
@@ -188,7 +182,7 @@ fn answer_names(socket: &UdpSocket) -> Vec<u16> {
 
 #[test]
 fn a_name_is_asked_of_a_name_server_once() {
-    if !inside("a_name_is_asked_of_a_name_server_once") {
+    if !inside("scratch::a_name_is_asked_of_a_name_server_once") {
         return;
     }
     let (root, certificates) = (root(), Certificates::new());
@@ -208,7 +202,7 @@ fn a_name_is_asked_of_a_name_server_once() {
 
 #[test]
 fn a_key_file_as_windows_writes_it() {
-    if !inside("a_key_file_as_windows_writes_it") {
+    if !inside("scratch::a_key_file_as_windows_writes_it") {
         return;
     }
     let root = root();
@@ -221,7 +215,7 @@ fn a_key_file_as_windows_writes_it() {
 
 #[test]
 fn a_read_only_root_with_a_mounted_output() {
-    if !inside("a_read_only_root_with_a_mounted_output") {
+    if !inside("scratch::a_read_only_root_with_a_mounted_output") {
         return;
     }
     let (outside, root) = (Folder::new(), Folder::new());
@@ -247,7 +241,7 @@ fn a_read_only_root_with_a_mounted_output() {
 
 #[test]
 fn as_process_1_it_ends_at_a_signal() {
-    if !inside("as_process_1_it_ends_at_a_signal") {
+    if !inside("scratch::as_process_1_it_ends_at_a_signal") {
         return;
     }
     let root = root();

@@ -1,12 +1,7 @@
 //! The same over TLS: whom the program trusts, and what it costs.
-#![allow(clippy::unwrap_used)]
 
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
-
-use portal::{Certificates, Stand, good_run, line};
-use run::{Folder, rotate, run};
+use crate::portal::{Certificates, Stand, good_run, line};
+use crate::run::{self, Folder, rotate, run};
 
 #[test]
 fn a_named_ca_is_trusted_on_one_connection() {

@@ -1,15 +1,12 @@
 //! What networks, gateways and hostile portals do, and the state that each leaves behind.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-use portal::{Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on, reply};
-use run::{Run, rotate, run};
+use crate::portal::{
+    Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, closing, good_run, http, json, line, on, reply,
+};
+use crate::run::{self, Run, rotate, run};
 
 const UNCHANGED: &str = "; the client's secret is as it was; run again later";
 const UNKNOWN: &str =
@@ -140,7 +137,7 @@ mod sent_or_not {
     fn each_request_is_judged_by_its_own_bytes() {
         let (_folder, certificates, ca) = run::authority();
         let mut script = good_run();
-        script[0] = Step::Request("GET token", vec![Act::Send(reply("token-200")), Act::Close]);
+        script[0] = Step::Request("GET token", vec![Act::Send(closing("token-200")), Act::Close]);
         script.insert(1, Step::Accepted(vec![Act::Reset]));
         let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
         let done = run(rotate(&stand).arg("--cacert").arg(&ca));

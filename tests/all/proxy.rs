@@ -1,18 +1,11 @@
 //! Proxies, end to end: chosen, not chosen, refused, dead, slow; credentials sent and never shown.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/proxy.rs"]
-mod proxy;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::process::Command;
 use std::time::Duration;
 
-use portal::{Act, BEARER, Certificates, KEY, Stand, Step, good_run, line};
-use proxy::{Proxy, Then};
-use run::{Folder, Run, rotate, run};
+use crate::portal::{Act, BEARER, Certificates, KEY, Stand, Step, good_run, line};
+use crate::proxies::{Proxy, Then};
+use crate::run::{self, Folder, Run, rotate, run};
 
 /// A name that only the proxy knows a way to.
 const PORTAL: &str = "portal.invalid";
@@ -242,7 +235,7 @@ fn beyond_the_proxy_all_is_as_without_one() {
 #[test]
 fn a_way_that_stands_is_held_to_no_limit_of_the_proxys() {
     let mut script = good_run();
-    let late = vec![Act::Sleep(Duration::from_millis(1500)), Act::Send(portal::reply("delete-200"))];
+    let late = vec![Act::Sleep(Duration::from_millis(1500)), Act::Send(crate::portal::reply("delete-200"))];
     script[2] = Step::Request("DELETE revoke", late);
     let scene = Scene::new(script);
     let proxy = scene.proxy(Then::Through);

@@ -1,12 +1,7 @@
 //! The command line through the real program: each mistake costs one line and not one packet.
-#![allow(clippy::unwrap_used)]
 
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
-
-use portal::{CLIENT, KEY, Stand, good_run};
-use run::{Folder, program, rotate, run};
+use crate::portal::{CLIENT, KEY, Stand, good_run};
+use crate::run::{self, Folder, program, rotate, run};
 
 #[test]
 fn help_and_version_need_no_setting() {
@@ -154,7 +149,7 @@ fn the_client_may_be_in_the_environment_and_the_address_an_argument() {
     let mut command = program();
     command.args(["-q", "--url", &format!("{}/", stand.url())]);
     command.envs([("DOCSPACE_CLIENT_ID", CLIENT), ("DOCSPACE_API_KEY", KEY), ("DOCSPACE_BASE_URL", "?")]);
-    run(&mut command).is(0, &format!("{}\n", portal::SECRET), &[]);
+    run(&mut command).is(0, &format!("{}\n", crate::portal::SECRET), &[]);
 }
 
 #[test]
@@ -166,7 +161,7 @@ fn the_key_may_be_in_a_file() {
         let command = &mut rotate(&stand);
         run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", file).arg("-q")).is(
             0,
-            &format!("{}\n", portal::SECRET),
+            &format!("{}\n", crate::portal::SECRET),
             &[],
         );
         let bearer = format!("Bearer {KEY}");
@@ -242,7 +237,11 @@ fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let child = run::start(command.arg("-q"));
     std::thread::sleep(std::time::Duration::from_millis(50));
     std::fs::write(&fifo, format!("{KEY}\n")).unwrap();
-    run::finished(&command, child.wait_with_output().unwrap()).is(0, &format!("{}\n", portal::SECRET), &[]);
+    run::finished(&command, child.wait_with_output().unwrap()).is(
+        0,
+        &format!("{}\n", crate::portal::SECRET),
+        &[],
+    );
 
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);

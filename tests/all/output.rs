@@ -1,9 +1,4 @@
 //! Where the secret goes: files, FIFOs, devices and pipes, and what is left when they fail.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,8 +10,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use portal::{Act, SECRET, Stand, Step, good_run, http, line, on, reply};
-use run::{Folder, finished, rotate, run, start};
+use crate::portal::{Act, SECRET, Stand, Step, good_run, http, line, on, reply};
+use crate::run::{self, Folder, finished, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
     Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-200"))])
@@ -226,7 +221,8 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
 fn in_shell(stand: &Stand, words: &str) -> Command {
     let plain = rotate(stand);
     let mut command = Command::new("/bin/sh");
-    let script = format!("exec {} -q {} {words}", env!("CARGO_BIN_EXE_docspace-rotate"), portal::CLIENT);
+    let script =
+        format!("exec {} -q {} {words}", env!("CARGO_BIN_EXE_docspace-rotate"), crate::portal::CLIENT);
     command.env_clear().args(["-c", &script]);
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
@@ -272,7 +268,7 @@ fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
 #[test]
 fn the_key_is_not_overwritten() {
     let folder = Folder::new();
-    let key = folder.file("key", portal::KEY);
+    let key = folder.file("key", crate::portal::KEY);
     let (link, hard_link) = (folder.path("link"), folder.path("hard-link"));
     symlink(&key, &link).unwrap();
     fs::hard_link(&key, &hard_link).unwrap();
@@ -286,7 +282,7 @@ fn the_key_is_not_overwritten() {
     let mut command = in_shell(&stand, &format!("1<> {}", key.display()));
     command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
     run(&mut command).is(2, "", &[error]);
-    assert_eq!(fs::read_to_string(&key).unwrap(), portal::KEY);
+    assert_eq!(fs::read_to_string(&key).unwrap(), crate::portal::KEY);
 }
 
 /// Lets no file of the program grow beyond so many bytes.

@@ -1,14 +1,9 @@
 //! `--check`: everything that a run needs is seen to be right, and nothing is changed.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::fs;
 
-use portal::{Act, BEARER, CLIENT, Request, SIGNATURE, Stand, Step, http, on, reply, signed_in};
-use run::{Folder, rotate, run};
+use crate::portal::{Act, BEARER, CLIENT, Request, SIGNATURE, Stand, Step, http, on, reply, signed_in};
+use crate::run::{self, Folder, rotate, run};
 
 const CHECK: &[&str] = &["--check"];
 
@@ -136,7 +131,7 @@ fn the_output_is_tested_and_left_as_it_was() {
 #[test]
 fn the_key_file_is_no_output() {
     let folder = Folder::new();
-    let key = folder.file("key", portal::KEY);
+    let key = folder.file("key", crate::portal::KEY);
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);
     command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);

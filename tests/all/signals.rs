@@ -1,9 +1,4 @@
 //! SIGINT and SIGTERM at every step: the status, the one line, and what is left behind.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::fs;
 use std::io::Read;
@@ -11,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
-use portal::{Act, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
-use run::{Folder, finished, start};
+use crate::portal::{Act, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
+use crate::run::{self, Folder, finished, start};
 
 fn send(child: &Child, signal: i32) {
     // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.

@@ -1,16 +1,13 @@
 //! `--verify`: whether the secret that was handed over is the live one.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;
 
-use portal::{Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
-use run::{Run, rotate, run};
+use crate::portal::{
+    Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in,
+};
+use crate::run::{self, Run, rotate, run};
 
 fn verified(acts: Vec<Act>) -> (Stand, Run) {
     let mut script = good_run();

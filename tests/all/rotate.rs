@@ -1,18 +1,13 @@
 //! The job through the real program: what is asked of the portal, in which order, and what is said of it.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::fs;
 use std::process::Stdio;
 
-use portal::{
+use crate::portal::{
     Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on,
     reply, signed_in,
 };
-use run::{rotate, run};
+use crate::run::{self, rotate, run};
 
 fn names(stand: &Stand) -> Vec<String> {
     stand.requests().iter().map(Request::name).collect()

@@ -1,17 +1,12 @@
 //! The README's recipes, run as they stand there, with stand-ins for the stores.
-#![allow(clippy::unwrap_used)]
-
-mod portal;
-#[path = "portal/run.rs"]
-mod run;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use portal::{Act, CLIENT, KEY, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
-use run::{Folder, run};
+use crate::portal::{Act, CLIENT, KEY, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
+use crate::run::{self, Folder, run};
 
 fn readme() -> String {
     fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
