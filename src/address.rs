@@ -11,7 +11,7 @@ use crate::secret::Secret;
 pub struct Url {
     /// Whether the connection is encrypted.
     pub https: bool,
-    /// A name in small letters or an IP address, without the brackets of IPv6.
+    /// A name in lower case or an IP address, without the brackets of IPv6.
     pub host: String,
     /// The port, where it is not the scheme's own.
     pub port: Option<u16>,
@@ -84,7 +84,7 @@ pub struct Proxy {
     pub protocol: Protocol,
     /// User and password, percent-encoded, as the variable has them.
     pub credentials: Option<Secret>,
-    /// A name in small letters or an IP address, without brackets.
+    /// A name in lower case or an IP address, without brackets.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -105,7 +105,7 @@ pub enum Protocol {
 
 impl Proxy {
     /// Chooses the proxy for one address from the environment, by curl's rules: the scheme's own
-    /// variable before `all_proxy`, small letters before capitals, `HTTP_PROXY` never (a CGI server
+    /// variable before `all_proxy`, lower case before upper case, `HTTP_PROXY` never (a CGI server
     /// sets it from a request's header), then `no_proxy`.
     ///
     /// # Errors

@@ -2,13 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lexopt::prelude::*;
 
 use crate::address::{Proxy, Url};
 use crate::error::Error;
-use crate::secret::Secret;
+use crate::secret::{Secret, redact};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -24,7 +24,7 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
   -o, --output FILE      write the secret to FILE instead of stdout
       --json             write the portal's JSON object, not the bare secret
       --only STEP        do one step alone: regenerate, revoke
-      --verify           last of all, see that the portal takes the new secret
+      --verify           at the end, see that the portal takes the new secret
       --check            change nothing; see that address, key and client fit
       --cacert FILE      trust the CA certificates in FILE (PEM) only
                                                       [env: SSL_CERT_FILE]
@@ -43,15 +43,16 @@ Exit status: the state that the client is in
   0  all steps asked for are done
   2  wrong usage, setting, key file or output; nothing was sent
   3  refused, or not to be trusted (certificate); nothing changed
-  4  not reached, or busy, until time ran out; nothing changed
+  4  not reached, or busy, until the time was up; nothing changed
   5  new secret handed over, consent not revoked: run again with --only revoke
-  6  new secret made, but it could not be written: fix the output, run again
-  7  unknown: the change may have happened; take the old secret for dead and
-     run again in some minutes
+  6  new secret made, but it could not be handed over: fix the output, run again
+  7  unknown: the change may have happened; treat the old secret as revoked and
+     run again in a few minutes
   8  --verify only: handed over, but the portal does not take the new secret,
-     or could not be asked: run again, one at a time
+     or could not be asked: run again, one run at a time
 Running it again is always the cure: a new secret replaces whatever there was.
-Ended by SIGINT or SIGTERM: 130 or 143, with a line that says how far it was.
+Ended by SIGHUP, SIGINT or SIGTERM: 129, 130 or 143, with a line that says how
+far it got.
 ";
 
 /// What the command line asks for.
@@ -78,7 +79,7 @@ pub struct Options {
     pub key: Key,
     /// What to do.
     pub steps: Steps,
-    /// Last of all, see that the portal takes the new secret.
+    /// At the end, see that the portal takes the new secret.
     pub verify: bool,
     /// The file that gets the secret; stdout where there is none.
     pub output: Option<PathBuf>,
@@ -99,22 +100,6 @@ pub enum Key {
     Given(Secret),
     /// In the file that DOCSPACE_API_KEY_FILE names.
     InFile(PathBuf),
-}
-
-impl Key {
-    /// The key itself. A file that is a FIFO is waited for until the deadline.
-    ///
-    /// # Errors
-    ///
-    /// A file that gives none. Its name is not shown, as it is the key where somebody took one
-    /// variable for the other.
-    pub fn read(&self, deadline: Instant) -> Result<Secret, Error> {
-        match self {
-            Key::Given(key) => Ok(Secret::new(key.expose())),
-            Key::InFile(path) => Secret::key_file(path, deadline)
-                .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY_FILE: the file that it names {why}"))),
-        }
-    }
 }
 
 /// The steps to do.
@@ -141,132 +126,130 @@ pub fn parse(
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command, Error> {
     // An empty variable counts as unset.
-    let os_var = |name: &'static str| env(name).filter(|value| !value.is_empty());
-    let var = |name: &'static str| os_var(name).map(|value| utf8(name, value)).transpose();
-
-    let mut client = None;
-    let mut url = None;
-    let mut output = None;
-    let mut json = false;
-    let mut only = None;
-    let mut verify = false;
-    let mut check = false;
-    let mut cacert = None;
-    let mut allow_http = false;
-    let mut timeout = Duration::from_secs(120);
-    let mut quiet = false;
-
+    let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
+    let mut given = Arguments::default();
     let mut parser = lexopt::Parser::from_args(args);
-    while let Some(arg) = parser.next().map_err(plain)? {
+    let key = Secret::new(env("DOCSPACE_API_KEY").unwrap_or_default().to_string_lossy());
+    let error = |error| plain(error, &key);
+    while let Some(arg) = parser.next().map_err(error)? {
         match arg {
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
-            Short('u') | Long("url") => url = Some(utf8("--url", value(&mut parser, "--url")?)?),
-            Short('o') | Long("output") => output = Some(PathBuf::from(value(&mut parser, "--output")?)),
-            Long("json") => json = true,
+            Short('u') | Long("url") => given.url = Some(utf8("--url", value(&mut parser, "--url")?)?),
+            Short('o') | Long("output") => given.output = Some(value(&mut parser, "--output")?.into()),
+            Long("json") => given.json = true,
             Long("only") => {
-                let step = value(&mut parser, "--only")?;
-                only = match step.to_str() {
+                given.only = match value(&mut parser, "--only")?.to_str() {
                     Some("regenerate") => Some(Steps::Regenerate),
                     Some("revoke") => Some(Steps::Revoke),
                     _ => return Err(Error::usage("--only: the step is regenerate or revoke")),
                 };
             }
-            Long("verify") => verify = true,
-            Long("check") => check = true,
-            Long("cacert") => cacert = Some((PathBuf::from(value(&mut parser, "--cacert")?), "--cacert")),
-            Long("allow-http") => allow_http = true,
-            Long("timeout") => timeout = seconds(&value(&mut parser, "--timeout")?)?,
-            Short('q') | Long("quiet") => quiet = true,
-            Value(_) if client.is_some() => {
+            Long("verify") => given.verify = true,
+            Long("check") => given.check = true,
+            Long("cacert") => given.cacert = Some(value(&mut parser, "--cacert")?.into()),
+            Long("allow-http") => given.allow_http = true,
+            Long("timeout") => given.timeout = Some(seconds(&value(&mut parser, "--timeout")?)?),
+            Short('q') | Long("quiet") => given.quiet = true,
+            Value(_) if given.client.is_some() => {
                 return Err(Error::usage("CLIENT_ID: more than one argument is given"));
             }
-            Value(id) => client = Some(("CLIENT_ID", utf8("CLIENT_ID", id)?)),
-            other => return Err(plain(other.unexpected())),
+            Value(id) => given.client = Some(utf8("CLIENT_ID", id)?),
+            other => return Err(error(other.unexpected())),
         }
     }
+    given.resolve(env).map(|options| Command::Rotate(Box::new(options)))
+}
 
-    let (named, client) = match client {
-        Some(client) => client,
-        None => match var("DOCSPACE_CLIENT_ID")? {
-            Some(client) => ("DOCSPACE_CLIENT_ID", client),
-            None => {
-                return Err(Error::usage(
-                    "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID",
-                ));
+/// The arguments as they are given.
+#[derive(Default)]
+struct Arguments {
+    client: Option<String>,
+    url: Option<String>,
+    output: Option<PathBuf>,
+    json: bool,
+    only: Option<Steps>,
+    verify: bool,
+    check: bool,
+    cacert: Option<PathBuf>,
+    allow_http: bool,
+    timeout: Option<Duration>,
+    quiet: bool,
+}
+
+impl Arguments {
+    /// Adds what the environment says, and sees that all of it is usable and goes together.
+    fn resolve(self, env: impl Fn(&'static str) -> Option<OsString>) -> Result<Options, Error> {
+        let text = |name: &'static str| env(name).map(|value| utf8(name, value)).transpose();
+        let given = |argument: &'static str, given: Option<String>, variable| match given {
+            Some(value) => Ok(Some((argument, value))),
+            None => Ok(text(variable)?.map(|value| (variable, value))),
+        };
+
+        let revoke = self.only == Some(Steps::Revoke);
+        let contradictions = [
+            (self.check && self.only.is_some(), "--check: it does no step, so it takes no --only"),
+            (self.check && self.verify, "--check: it makes no secret that --verify could ask about"),
+            (revoke && self.verify, "--verify: --only revoke makes no secret to ask about"),
+            (revoke && self.output.is_some(), "--output: --only revoke makes no secret to write"),
+        ];
+        if let Some((_, why)) = contradictions.into_iter().find(|(given, _)| *given) {
+            return Err(Error::usage(why));
+        }
+        if self.output.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+            return Err(Error::usage("--output: the file's name is empty"));
+        }
+
+        let (named, client) = given("CLIENT_ID", self.client, "DOCSPACE_CLIENT_ID")?.ok_or_else(|| {
+            Error::usage("CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID")
+        })?;
+        if !is_client_id(&client) {
+            return Err(Error::usage(format!("{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~")));
+        }
+
+        let (named, url) = given("--url", self.url, "DOCSPACE_BASE_URL")?.ok_or_else(|| {
+            Error::usage("the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL")
+        })?;
+        let url = Url::parse(&url).map_err(|why| Error::usage(format!("{named}: {why}")))?;
+        let proxy = Proxy::choose(&url, text)?;
+        if !url.https && !self.allow_http {
+            let unencrypted = |what| Error::usage(format!("{what}: use https://, or give --allow-http"));
+            if !url.is_loopback() {
+                return Err(unencrypted(format!("{named}: http:// would send the key unencrypted")));
             }
-        },
-    };
-    if !is_client_id(&client) {
-        return Err(Error::usage(format!("{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~")));
-    }
-
-    let (named, url) = match url {
-        Some(url) => ("--url", url),
-        None => match var("DOCSPACE_BASE_URL")? {
-            Some(url) => ("DOCSPACE_BASE_URL", url),
-            None => {
-                return Err(Error::usage(
-                    "the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL",
-                ));
+            if let Some(Proxy { variable, .. }) = proxy.as_ref().filter(|proxy| !proxy.is_loopback()) {
+                let what = "an http:// address would send the key unencrypted to this proxy";
+                return Err(unencrypted(format!("{variable}: {what}")));
             }
-        },
-    };
-    let url = Url::parse(&url).map_err(|why| Error::usage(format!("{named}: {why}")))?;
-    if !url.https && !url.is_loopback() && !allow_http {
-        return Err(Error::usage(format!(
-            "{named}: http:// would send the key unencrypted: use https://, or give --allow-http"
-        )));
-    }
+        }
 
-    let proxy = Proxy::choose(&url, var)?;
-    if let Some(proxy) = proxy.as_ref().filter(|proxy| !url.https && !proxy.is_loopback() && !allow_http) {
-        return Err(Error::usage(format!(
-            "{}: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
-            proxy.variable
-        )));
-    }
-
-    let key = match (os_var("DOCSPACE_API_KEY"), os_var("DOCSPACE_API_KEY_FILE")) {
-        (Some(key), None) => Secret::key(key.as_encoded_bytes())
-            .map(Key::Given)
-            .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY {why}")))?,
-        (None, Some(file)) => Key::InFile(PathBuf::from(file)),
-        (Some(_), Some(_)) => {
-            return Err(Error::usage(
+        let key = match (env("DOCSPACE_API_KEY"), env("DOCSPACE_API_KEY_FILE")) {
+            (Some(key), None) => Secret::key(key.as_encoded_bytes())
+                .map(Key::Given)
+                .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY {why}"))),
+            (None, Some(file)) => Ok(Key::InFile(file.into())),
+            (Some(_), Some(_)) => Err(Error::usage(
                 "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
-            ));
-        }
-        (None, None) => {
-            return Err(Error::usage(
+            )),
+            (None, None) => Err(Error::usage(
                 "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
-            ));
-        }
-    };
-
-    if output.as_deref().is_some_and(|file| file.as_os_str().is_empty()) {
-        return Err(Error::usage("--output: the file's name is empty"));
+            )),
+        }?;
+        let cacert = self.cacert.map(|file| (file, "--cacert"));
+        Ok(Options {
+            client,
+            url,
+            proxy,
+            key,
+            steps: if self.check { Steps::Check } else { self.only.unwrap_or(Steps::All) },
+            verify: self.verify,
+            output: self.output,
+            json: self.json,
+            cacert: cacert.or_else(|| Some((env("SSL_CERT_FILE")?.into(), "SSL_CERT_FILE"))),
+            timeout: self.timeout.unwrap_or(Duration::from_secs(120)),
+            quiet: self.quiet,
+        })
     }
-    let steps = match (check, only) {
-        (true, Some(_)) => {
-            return Err(Error::usage("--check: it does no step, so --only makes no sense with it"));
-        }
-        (true, None) => Steps::Check,
-        (false, only) => only.unwrap_or(Steps::All),
-    };
-    if verify && check {
-        return Err(Error::usage("--check: it makes no secret that --verify could prove"));
-    }
-    if verify && steps == Steps::Revoke {
-        return Err(Error::usage("--verify: with --only revoke no secret is made that could be proved"));
-    }
-    if output.is_some() && steps == Steps::Revoke {
-        return Err(Error::usage("--output: with --only revoke no secret is made that could be written"));
-    }
-
-    let cacert = cacert.or_else(|| Some((PathBuf::from(os_var("SSL_CERT_FILE")?), "SSL_CERT_FILE")));
-    let options = Options { client, url, proxy, key, steps, verify, output, json, cacert, timeout, quiet };
-    Ok(Command::Rotate(Box::new(options)))
 }
 
 /// The value of an option.
@@ -279,11 +262,9 @@ fn utf8(name: &str, text: OsString) -> Result<String, Error> {
 }
 
 /// What lexopt found, without the values that its own words show.
-fn plain(error: lexopt::Error) -> Error {
+fn plain(error: lexopt::Error, key: &Secret) -> Error {
     Error::usage(match error {
-        lexopt::Error::UnexpectedOption(option) => {
-            format!("{}: no such option", option.escape_debug())
-        }
+        lexopt::Error::UnexpectedOption(option) => format!("{}: no such option", redact(&option, [key])),
         lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: it takes no value"),
         _ => "an argument can't be read".to_owned(),
     })
@@ -429,21 +410,13 @@ mod tests {
             ),
             (&["x", "--url"], &[], "--url: its value is missing"),
             (&["x", "--only", "both"], &[], "--only: the step is regenerate or revoke"),
-            (
-                &["x", "--only", "revoke", "-o", "f"],
-                &[],
-                "--output: with --only revoke no secret is made that could be written",
-            ),
-            (
-                &["x", "--check", "--only", "revoke"],
-                &[],
-                "--check: it does no step, so --only makes no sense with it",
-            ),
-            (&["x", "--check", "--verify"], &[], "--check: it makes no secret that --verify could prove"),
+            (&["x", "--only", "revoke", "-o", "f"], &[], "--output: --only revoke makes no secret to write"),
+            (&["x", "--check", "--only", "revoke"], &[], "--check: it does no step, so it takes no --only"),
+            (&["x", "--check", "--verify"], &[], "--check: it makes no secret that --verify could ask about"),
             (
                 &["x", "--verify", "--only", "revoke"],
                 &[],
-                "--verify: with --only revoke no secret is made that could be proved",
+                "--verify: --only revoke makes no secret to ask about",
             ),
             (&["x", "--output="], &[], "--output: the file's name is empty"),
             (&["x", "--timeout", "0"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),

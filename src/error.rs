@@ -1,57 +1,52 @@
 //! The one error of the program: what happened, and the state in which it leaves the client.
 
 use std::fmt;
+use std::io;
 
-/// The state in which a failed run leaves the client. Each has an exit status of its own.
+/// The state in which a failed run leaves the client. Its number is the exit status: a contract
+/// with the jobs that read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum State {
     /// Wrong usage, setting, key file or output; nothing was sent.
-    Usage,
+    Usage = 2,
     /// Refused, or not to be trusted; nothing changed.
-    Refused,
+    Refused = 3,
     /// Not reached, or busy, until the time ran out; nothing changed.
-    Unreached,
+    Unreached = 4,
     /// The new secret is handed over; the consent is not revoked.
-    ConsentKept,
-    /// The client has a new secret that could not be written.
-    SecretLost,
+    NotRevoked = 5,
+    /// The client has a new secret that could not be handed over.
+    NotHandedOver = 6,
     /// The PATCH may have arrived, and no clear answer came.
-    Unknown,
-    /// The new secret is handed over, and is dead or could not be proved live.
-    Unproved,
+    Unknown = 7,
+    /// The new secret is handed over; the portal does not take it, or could not be asked.
+    NotVerified = 8,
 }
 
 impl State {
-    /// The exit status: a contract with the jobs that read it.
+    /// The exit status.
     pub fn status(self) -> u8 {
-        match self {
-            State::Usage => 2,
-            State::Refused => 3,
-            State::Unreached => 4,
-            State::ConsentKept => 5,
-            State::SecretLost => 6,
-            State::Unknown => 7,
-            State::Unproved => 8,
-        }
+        self as u8
     }
 
     /// The state in words, and what to do next.
-    fn words(self) -> &'static str {
+    pub fn words(self) -> &'static str {
         match self {
             State::Usage => "nothing was sent. Try --help",
-            State::Refused => "the client's secret is as it was; check the address, CA, key and client id",
-            State::Unreached => "the client's secret is as it was; run again later",
-            State::ConsentKept => {
-                "the new secret is handed over, but the consent may still stand; run again with --only revoke"
+            State::Refused => "the client's secret is unchanged; check the address, CA, key and client id",
+            State::Unreached => "the client's secret is unchanged; run again later",
+            State::NotRevoked => {
+                "the new secret is handed over, but the consent may still be in force; run again with --only revoke"
             }
-            State::SecretLost => {
+            State::NotHandedOver => {
                 "the client has a new secret that may not have been handed over; fix the output, then run again"
             }
             State::Unknown => {
-                "the client may or may not have a new secret; take the old one for dead and run again in some minutes"
+                "the client may or may not have a new secret; treat the old one as revoked and run again in a few minutes"
             }
-            State::Unproved => {
-                "the new secret is handed over, but not proved live; run again, one run at a time"
+            State::NotVerified => {
+                "the new secret is handed over, but not verified; run again, one run at a time"
             }
         }
     }
@@ -86,7 +81,7 @@ impl fmt::Display for Error {
 }
 
 /// An I/O error in the system's words, without the number that Rust adds.
-pub fn io_words(error: &std::io::Error) -> String {
+pub fn io_words(error: &io::Error) -> String {
     let words = error.to_string();
     match words.find(" (os error ") {
         Some(end) => words[..end].to_owned(),
@@ -104,10 +99,10 @@ mod tests {
             (State::Usage, 2, "Try --help"),
             (State::Refused, 3, "check the address"),
             (State::Unreached, 4, "run again later"),
-            (State::ConsentKept, 5, "--only revoke"),
-            (State::SecretLost, 6, "fix the output"),
-            (State::Unknown, 7, "run again in some minutes"),
-            (State::Unproved, 8, "one run at a time"),
+            (State::NotRevoked, 5, "--only revoke"),
+            (State::NotHandedOver, 6, "fix the output"),
+            (State::Unknown, 7, "run again in a few minutes"),
+            (State::NotVerified, 8, "one run at a time"),
         ] {
             let line = Error::new(state, "it broke").to_string();
             assert_eq!(state.status(), status, "{state:?}");

@@ -1,10 +1,10 @@
 //! Gives an ONLYOFFICE DocSpace OAuth client a new secret. The job is in [`rotate`].
 
 mod address;
+mod call;
 pub mod cli;
 pub mod error;
-pub mod io;
-mod output;
+pub mod output;
 mod portal;
 mod reply;
 mod retry;

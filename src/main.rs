@@ -6,17 +6,14 @@ use std::process::ExitCode;
 
 use docspace_rotate::cli::{self, Command, HELP};
 use docspace_rotate::error::{Error, io_words};
-use docspace_rotate::io::say;
+use docspace_rotate::output::log;
 use docspace_rotate::rotate;
-use docspace_rotate::secret::hide;
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The key may have been taken for a file's name or a proxy's.
-            let key = env::var("DOCSPACE_API_KEY").unwrap_or_default();
-            say(&hide(&format!("docspace-rotate: {error}"), &key));
+            log(&format!("docspace-rotate: {error}"));
             ExitCode::from(error.state.status())
         }
     }
@@ -35,7 +32,7 @@ fn print(text: &str) -> Result<(), Error> {
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // A pager that was closed early has shown what was wanted.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::usage(format!("stdout can't be written: {}", io_words(&error))))
+            Err(Error::usage(format!("can't write to stdout: {}", io_words(&error))))
         }
         _ => Ok(()),
     }

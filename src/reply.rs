@@ -1,12 +1,57 @@
-//! What the portal's replies hold. Pure.
+//! A reply, and what is in it. Pure.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::portal::Reply;
 use crate::secret::Secret;
+
+/// A reply to a request.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The `Content-Type` header.
+    pub content_type: Option<String>,
+    /// The `Location` header.
+    pub location: Option<String>,
+    /// The `Retry-After` header.
+    pub retry_after: Option<String>,
+    /// The `X-RateLimit-Reset` header, in any spelling.
+    pub rate_limit_reset: Option<String>,
+    /// The body, or what came of it.
+    pub body: Vec<u8>,
+    /// How the body ends.
+    pub end: End,
+}
+
+/// How a body ends.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// As it should.
+    #[default]
+    Whole,
+    /// Beyond what is read.
+    TooLong,
+    /// Too early; why.
+    Cut(String),
+}
+
+/// No reply. Each says why, in words fit for a log.
+#[derive(Debug)]
+pub enum Failure {
+    /// The portal is not to be trusted, or the proxy refuses: no byte of the request has left, and
+    /// none would a moment later.
+    Refused(String),
+    /// No byte of the request has left.
+    NotSent(String),
+    /// The request may have arrived.
+    NoReply(String),
+}
+
+/// What came of a request.
+pub type Outcome = Result<Reply, Failure>;
 
 /// The secret in a reply to the PATCH, and the object that holds it as one line of JSON: what is in
 /// `response`, else the whole body.
@@ -34,7 +79,7 @@ fn object(json: &RawValue) -> Option<BTreeMap<String, &RawValue>> {
 }
 
 /// JSON on one line, as it was but for white space between its parts and for the characters that a
-/// terminal may obey. These stand in strings only, where their escapes mean the same (RFC 8259,
+/// terminal may act on. These stand in strings only, where their escapes mean the same (RFC 8259,
 /// section 7).
 fn one_line(json: &str) -> String {
     let mut line = String::new();
@@ -79,15 +124,8 @@ pub fn is_json(reply: &Reply) -> bool {
     reply.content_type.as_deref().is_some_and(|kind| kind.contains("json"))
 }
 
-/// The form that asks about a token (RFC 7662), in which nothing matters but whether the portal lets
-/// the client in that asks.
-pub fn introspection(client: &str, secret: &Secret) -> Secret {
-    let secret = form_value(secret.expose());
-    Secret::new(format!("client_id={client}&client_secret={secret}&token=docspace-rotate"))
-}
-
 /// What an introspection says of the secret with which it was asked: true where it is live, false
-/// where it is dead, nothing where this is no introspection's answer.
+/// where it is revoked, nothing where this is not a reply to an introspection.
 pub fn takes_secret(reply: &Reply) -> Option<bool> {
     let body: Value = serde_json::from_slice(&reply.body).ok()?;
     match reply.status {
@@ -97,19 +135,6 @@ pub fn takes_secret(reply: &Reply) -> Option<bool> {
     }
 }
 
-/// Text for a form (application/x-www-form-urlencoded), in which all but letters, digits, `-`, `.`
-/// and `_` is escaped.
-fn form_value(text: &str) -> String {
-    let mut value = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => value.push(byte.into()),
-            byte => value += &format!("%{byte:02X}"),
-        }
-    }
-    value
-}
-
 /// The signature in a reply to the sign-in: `{"response": "<jwt>"}`.
 pub fn signature(reply: &Reply) -> Option<Secret> {
     let body: Value = serde_json::from_slice(&reply.body).ok()?;
@@ -117,37 +142,29 @@ pub fn signature(reply: &Reply) -> Option<Secret> {
     Secret::signature(signature).filter(|_| reply.status == 200)
 }
 
-/// What an error reply says: `title` and `detail`, or `reason`. No other part of an object: it might
-/// hold a secret.
-pub fn error_text(body: &[u8]) -> Option<String> {
-    let Ok(Value::Object(problem)) = serde_json::from_slice(body) else {
-        return None;
+/// What a 4xx says in JSON: `title` and `detail`, or `reason`. No other part of it, and nothing of
+/// a body that is cut or of another kind: they might hold a secret.
+pub fn error_texts(reply: &Reply) -> Vec<String> {
+    let problem = match (reply.status, &reply.end) {
+        (400..=499, End::Whole) => serde_json::from_slice(&reply.body).unwrap_or_default(),
+        _ => Value::Null,
     };
-    let said = ["title", "detail", "reason"].iter().filter_map(|name| problem.get(*name)?.as_str());
-    let said: Vec<&str> = said.collect();
-    (!said.is_empty()).then(|| said.join(": "))
+    let text = |name: &&str| Some(problem.get(*name)?.as_str()?.to_owned());
+    ["title", "detail", "reason"].iter().filter_map(text).collect()
 }
 
-/// The body of an error reply that is no JSON, such as a gateway's page.
-pub fn free_text(body: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim();
-    let harmless = !text.starts_with(['{', '[', '"']) && !text.contains("client_secret");
-    (harmless && !text.is_empty()).then(|| text.to_owned())
-}
-
-/// A redirect's scheme and host, and its path: the rest may hold what is not for a log, and so may
-/// a path with escapes.
-pub fn target(location: &str) -> (String, &str) {
+/// The target of a redirect: scheme, host and path. What else there is may not be for a log, nor
+/// is a path with escapes.
+pub fn target(location: &str) -> String {
     let address = location.split(['?', '#', '%', '\\']).next().unwrap_or_default();
     match address.split_once("//") {
         Some((scheme, rest)) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let host = authority.rsplit('@').next().unwrap_or_default();
-            (format!("{scheme}//{host}"), path)
+            format!("{scheme}//{host}{path}")
         }
-        None if address.starts_with('/') => (String::new(), address),
-        None => ("another address".to_owned(), ""),
+        None if address.starts_with('/') => address.to_owned(),
+        None => "another address".to_owned(),
     }
 }
 
@@ -233,9 +250,6 @@ mod tests {
 
     #[test]
     fn introspections() {
-        let form = introspection("a-b", &Secret::new("a+b/c=&d%~"));
-        let wanted = "client_id=a-b&client_secret=a%2Bb%2Fc%3D%26d%25%7E&token=docspace-rotate";
-        assert_eq!(form.expose(), wanted);
         for (status, body, takes) in [
             (200, r#"{"active":false}"#, Some(true)),
             (200, r#"{"active":true,"scope":"x"}"#, Some(true)),
@@ -253,28 +267,32 @@ mod tests {
     }
 
     #[test]
-    fn error_texts() {
-        for (body, problem, free) in [
+    fn what_a_refusal_says() {
+        for (body, said) in [
             (
                 r#"{"title":"Not Found","detail":"no such client","status":404}"#,
-                Some("Not Found: no such client"),
-                None,
+                &["Not Found", "no such client"][..],
             ),
-            (r#"{"reason":"because"}"#, Some("because"), None),
-            (r#"{"title":7,"errors":[]}"#, None, None),
-            (r#"{"client_secret":"hush","x":1}"#, None, None),
-            (r#"{"client_secret":"hush"#, None, None),
-            (r#"["hush"]"#, None, None),
-            (r#""hush""#, None, None),
-            (r#"x = {"client_secret":"hush"}"#, None, None),
-            ("<h1>Bad Gateway</h1>\n", None, Some("<h1>Bad Gateway</h1>")),
-            (" \r\n", None, None),
-            ("", None, None),
+            (r#"{"reason":"because","x":"hush"}"#, &["because"]),
+            (r#"{"title":7,"errors":[]}"#, &[]),
+            (r#"{"client_secret":"hush","x":1}"#, &[]),
+            (r#"{"title":"hush"#, &[]),
+            (r#"["hush"]"#, &[]),
+            (r#""hush""#, &[]),
+            ("<h1>Bad Gateway</h1>", &[]),
+            ("", &[]),
         ] {
-            assert_eq!(error_text(body.as_bytes()).as_deref(), problem, "{body}");
-            assert_eq!(free_text(body.as_bytes()).as_deref(), free, "{body}");
+            let texts =
+                |status, end| error_texts(&Reply { status, end, body: body.into(), ..Reply::default() });
+            assert_eq!(texts(400, End::Whole), said, "{body}");
+            assert_eq!(texts(499, End::Whole), said, "{body}");
+            for (status, end) in
+                [(200, End::Whole), (302, End::Whole), (500, End::Whole), (404, End::TooLong)]
+            {
+                assert!(texts(status, end).is_empty(), "{status} {body}");
+            }
+            assert!(texts(404, End::Cut(String::new())).is_empty(), "{body}");
         }
-        assert_eq!(free_text(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
     }
 
     #[test]
@@ -289,8 +307,7 @@ mod tests {
             ("https:/user:hush@new.example/x", "another address"),
             ("", "another address"),
         ] {
-            let (origin, path) = target(location);
-            assert_eq!(origin + path, shown);
+            assert_eq!(target(location), shown);
         }
     }
 }

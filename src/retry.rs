@@ -2,23 +2,23 @@
 
 use std::time::Duration;
 
-use crate::portal::Reply;
+use crate::reply::Reply;
 
-/// The longest wish of a portal that is believed: `--timeout` allows no longer run.
+/// The longest wait that a portal may ask for: no run may take longer.
 const LONGEST: Duration = Duration::from_secs(86400);
 
 /// The wait after attempt number `attempt`, counted from 0: doubled from 1 s to 30 s, unless the
 /// reply asks for another.
 pub fn wait(attempt: u32, reply: Option<&Reply>) -> Duration {
     let doubled = Duration::from_secs(1 << attempt.min(5)).min(Duration::from_secs(30));
-    // A portal that asks again and again for next to nothing must not make this a hammer.
-    reply.and_then(wish).map_or(doubled, |wish| wish.max(doubled / 100))
+    // A portal that keeps asking for next to no wait must not be flooded.
+    reply.and_then(requested).map_or(doubled, |wait| wait.max(doubled / 100))
 }
 
-/// What the reply asks for: `Retry-After` in seconds (RFC 9110, section 10.2.3), else on a 429 the
-/// `X-RateLimit-Reset` of the identity service, which counts nanoseconds (observed). Nothing, or
-/// what can't be meant, is no wish: 0 would be a hammer.
-fn wish(reply: &Reply) -> Option<Duration> {
+/// The wait that the reply asks for: `Retry-After` in seconds (RFC 9110, section 10.2.3), else on a
+/// 429 the `X-RateLimit-Reset` of the identity service, which counts nanoseconds (observed). None
+/// where the value can't be meant, such as 0.
+fn requested(reply: &Reply) -> Option<Duration> {
     let number = |text: &Option<String>| text.as_deref()?.trim().parse::<u64>().ok();
     let after = number(&reply.retry_after).map(Duration::from_secs);
     let reset = number(&reply.rate_limit_reset).filter(|_| reply.status == 429);
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plausible_wish_replaces_the_wait() {
+    fn a_plausible_request_replaces_the_wait() {
         let huge = "9".repeat(30);
         for (status, retry_after, reset, wanted) in [
             (429, Some("7"), None, 7_000),
@@ -69,7 +69,7 @@ mod tests {
             (429, None, Some("60"), 60_000),
             (429, Some("Wed, 21 Oct 2026 07:28:00 GMT"), Some("1000000"), 20),
             (429, Some("86401"), Some("2000000000"), 2_000),
-            // No wish: the second wait of the series.
+            // Not plausible: the second wait of the series.
             (503, None, Some("3445000000"), 2_000),
             (429, Some("0"), None, 2_000),
             (429, Some("-1"), Some("-1"), 2_000),

@@ -1,22 +1,26 @@
-//! Text that must not be shown, and the text of others made fit to be shown.
+//! Text that no log may show, and text from outside made fit for a log.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
-use std::time::Instant;
 
 use crate::error::io_words;
-use crate::io::read_file;
 
-/// What stands in place of a secret.
+/// What stands in place of a text that holds a secret.
 const HIDDEN: &str = "[hidden]";
 
-/// The longest piece of a server's text that is shown, in characters.
-const SHOWN: usize = 200;
+/// The longest text of a server that is shown, in characters.
+const LONGEST_SHOWN: usize = 200;
 
 /// The longest key in bytes: web servers take no header line over 8 KiB.
 const LONGEST_KEY: usize = 8000;
 
-/// A key, a signature or a client secret. It is shown by nothing but [`Secret::expose`].
+/// So many bytes of a secret in a row give it away.
+const TELLING: usize = 8;
+
+/// A key, a signature or a client secret. Nothing shows it but [`Secret::expose`].
 #[derive(PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -52,12 +56,13 @@ impl Secret {
     /// # Errors
     ///
     /// Says why the file gives no key, without showing it.
-    pub fn key_file(path: &Path, deadline: Instant) -> Result<Secret, String> {
+    pub fn key_file(path: &Path) -> Result<Secret, String> {
+        let mut text = Vec::new();
         // Some more than a key may have, for white space: an endless file is refused, not read.
-        match read_file(path, LONGEST_KEY as u64 + 64, deadline) {
-            Ok(text) => Secret::key(&text).map_err(str::to_owned),
-            Err(error) => Err(format!("can't be read: {}", io_words(&error))),
-        }
+        let read =
+            File::open(path).and_then(|file| file.take(LONGEST_KEY as u64 + 64).read_to_end(&mut text));
+        read.map_err(|error| format!("can't be read: {}", io_words(&error)))?;
+        Ok(Secret::key(&text)?)
     }
 
     /// Takes a client secret: 1 to 1,024 printable ASCII characters without spaces, so that it
@@ -83,6 +88,18 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Whether a text gives the secret away: it holds 8 bytes of it in a row, or all of a shorter
+    /// one, in any case of letters.
+    fn is_in(&self, text: &str) -> bool {
+        let (secret, text) = (self.0.to_ascii_lowercase(), text.to_ascii_lowercase());
+        let length = secret.len().min(TELLING);
+        if length == 0 {
+            return false;
+        }
+        let parts: HashSet<&[u8]> = secret.as_bytes().windows(length).collect();
+        text.as_bytes().windows(length).any(|part| parts.contains(part))
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -96,46 +113,11 @@ fn printable(text: &[u8]) -> Option<String> {
     fine.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// The text without a secret, wherever it stands.
-pub fn hide(text: &str, secret: &str) -> String {
-    match secret.trim() {
-        "" => text.to_owned(),
-        secret => text.replace(secret, HIDDEN),
-    }
-}
-
-/// The text without any word that may be a secret or a part of one: a portal's error may hold one
-/// that was never seen before. `known` is shown nevertheless.
-pub fn hide_words(text: &str, secrets: &[&Secret], known: &str) -> String {
-    let in_word = |c: char| c.is_ascii_alphanumeric() || "-_+=".contains(c);
-    let mut shown = String::new();
-    let mut rest = text;
-    while let Some(start) = rest.find(in_word) {
-        let (between, after) = rest.split_at(start);
-        let (word, after) = after.split_at(after.find(|c| !in_word(c)).unwrap_or(after.len()));
-        // A name may stand before it: `client-secret=...`.
-        let value = word.rsplit('=').find(|part| !part.is_empty()).unwrap_or(word);
-        let part = value.len() >= 8 && secrets.iter().any(|secret| secret.expose().contains(value));
-        let hidden = value != known && (part || looks_secret(value));
-        shown += between;
-        shown += &if hidden { word.replace(value, HIDDEN) } else { word.to_owned() };
-        rest = after;
-    }
-    shown + rest
-}
-
-fn looks_secret(word: &str) -> bool {
-    let has = |kind: fn(&u8) -> bool| word.bytes().any(|b| kind(&b));
-    let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
-    word.len() >= 16 && (mixed || has(u8::is_ascii_digit))
-}
-
-/// Makes text that came from outside fit for a log: without the secrets, on one line, without what
-/// a terminal would obey, at most 200 characters.
-pub fn shown(text: &str, secrets: &[&Secret]) -> String {
-    let mut text = text.to_owned();
-    for secret in secrets {
-        text = hide(&text, secret.expose());
+/// Makes a text from outside fit for a log: on one line, without what a terminal would act on; and
+/// hidden as a whole where it gives a secret away.
+pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+    if secrets.into_iter().any(|secret| secret.is_in(text)) {
+        return HIDDEN.to_owned();
     }
     let mut line = String::new();
     for c in text.trim().chars() {
@@ -144,8 +126,13 @@ pub fn shown(text: &str, secrets: &[&Secret]) -> String {
             c => line.extend(c.escape_debug()),
         }
     }
-    match line.char_indices().nth(SHOWN) {
-        Some(_) => line.chars().take(SHOWN - 1).chain(['…']).collect(),
+    line
+}
+
+/// The first 200 characters of a line.
+pub fn shorten(line: String) -> String {
+    match line.char_indices().nth(LONGEST_SHOWN) {
+        Some(_) => line.chars().take(LONGEST_SHOWN - 1).chain(['…']).collect(),
         None => line,
     }
 }
@@ -203,40 +190,29 @@ mod tests {
 
     #[test]
     fn outside_text_becomes_harmless() {
-        let secrets = [Secret::new("sk-1"), Secret::new("a.b.c")];
-        let show = |text: &str| shown(text, &[&secrets[0], &secrets[1]]);
-        assert_eq!(show("  plain 'text' \"here\" \\ "), "plain 'text' \"here\" \\");
-        assert_eq!(show("key sk-1 and sk-1, a.b.c"), "key [hidden] and [hidden], [hidden]");
-        assert_eq!(show("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"), r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}");
-        assert_eq!(show(&"x".repeat(200)), "x".repeat(200));
-        assert_eq!(show(&"x".repeat(201)), "x".repeat(199) + "…");
-        assert_eq!(show(&"\u{1}".repeat(300)).chars().count(), 200);
-        // The key is blanked before the text is cut, so no first half of it is left over.
-        let near_the_end = "x".repeat(197) + "sk-1";
-        assert_eq!(show(&near_the_end), "x".repeat(197) + "[h…");
+        let clean = |text: &str| redact(text, []);
+        assert_eq!(clean("  plain 'text' \"here\" \\ "), "plain 'text' \"here\" \\");
+        assert_eq!(clean("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"), r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}");
+        assert_eq!(shorten("x".repeat(200)), "x".repeat(200));
+        assert_eq!(shorten("é".repeat(201)), "é".repeat(199) + "…");
     }
 
     #[test]
-    fn words_that_may_be_secrets_are_hidden() {
-        let known = "27d1f5ac-11da-4592-828d-1bd6e6212e9d";
-        let key = Secret::new("sk-0123456789abcdef");
-        let hide = |text: &str| hide_words(text, &[&key], known);
-        for hidden in [
-            "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
-            "LQn1uOTJsTqgOLJO1oB2+ztSqw5IoxNuP8zQa",
-            "Ab3dEf6hIj9lMn2pQr5tU8x",
-            "4f1d9c0b7a6e5d3c",
-            "abcdefghijklmnoP",
+    fn a_text_that_gives_a_secret_away_is_hidden_whole() {
+        let key = Secret::new("sk-0123456789ABCdef");
+        let short = Secret::new("hush");
+        for text in [
+            "the key is sk-0123456789ABCdef.",
             "sk-01234",
-            "56789abcdef",
+            "89abcDEF",
+            "a 56789AbC b",
+            "SK-0123456789ABCDEF",
+            "it is HusH!",
         ] {
-            assert_eq!(hide(&format!("a-secret={hidden}, {known}!")), format!("a-secret=[hidden], {known}!"));
-            assert_eq!(hide(&format!("\"{hidden}\"")), "\"[hidden]\"");
+            assert_eq!(redact(text, [&key, &short]), "[hidden]", "{text}");
         }
-        for said in
-            ["short-1", "a-long-word-of-small-letters", "/api/2.0/clients/x/regenerate", "слово = =x= ", ""]
-        {
-            assert_eq!(hide(said), said);
+        for text in ["sk-0123", "9abcdef", "sk-0123 456789a", "hus h", ""] {
+            assert_eq!(redact(text, [&key, &short, &Secret::new("")]), text);
         }
     }
 }

@@ -1,97 +1,127 @@
-//! What SIGINT and SIGTERM do: say which step was under way, and end the run.
+//! What ends a run early: SIGHUP, SIGINT, SIGTERM, and the timer of `--timeout`, whose signal is SIGALRM.
 //!
-//! As process 1 of a container the program gets neither unless it has a handler. The handler calls
-//! nothing that is not async-signal-safe (signal-safety(7)): stat, unlink, poll, write, _exit.
+//! All of them end the run in one handler, which never returns: it writes one line and exits. As
+//! process 1 of a container the program gets no signal that it has no handler for.
 
-use std::ffi::{CString, c_char, c_int};
-use std::mem::{self, MaybeUninit};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::c_int;
+use std::mem;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Duration;
 
-use crate::error::{Error, State};
-use crate::io::is_ready;
+use crate::error::State;
+use crate::output::is_writable;
 
-/// What the line says after the signal's name.
-static NOTE: AtomicPtr<String> = AtomicPtr::new(ptr::null_mut());
+/// The longest line of the handler in bytes: what poll(2) calls writable takes that much at least.
+const LINE: usize = 4096;
 
-/// The notes that there were, each once: never freed, as a signal may come at any time.
-static NOTES: Mutex<Vec<&'static String>> = Mutex::new(Vec::new());
-
-/// The name of a file that goes if the run ends now.
-static UNFILLED: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
-
-/// Notes what is under way, and the state in which the client is left if the run ends now.
-pub fn note(what: &str, state: State) {
-    let note = Error::new(state, what).to_string();
-    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = notes.iter().find(|known| **known == &note).copied();
-    let note = known.unwrap_or_else(|| {
-        let note: &String = Box::leak(Box::new(note));
-        notes.push(note);
-        note
-    });
-    NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::SeqCst);
+/// What the run is doing. Read by the handler.
+struct Note {
+    what: String,
+    /// The state if the run ends now: before and after the first byte of the request has left.
+    states: [State; 2],
+    sent: AtomicBool,
 }
 
-/// Has a signal remove this file, or none.
-pub fn unfilled(file: Option<&Path>) {
-    let name = file.and_then(|file| CString::new(file.as_os_str().as_bytes()).ok());
-    // Never freed, likewise.
-    UNFILLED.store(name.map_or(ptr::null_mut(), CString::into_raw), Ordering::SeqCst);
+static NOTE: AtomicPtr<Note> = AtomicPtr::new(ptr::null_mut());
+
+/// Notes what the run does from now on, and the state in which it leaves the client if it ends
+/// meanwhile: `state`, and `once_sent` after [`sent`].
+pub fn note(what: impl Into<String>, state: State, once_sent: State) {
+    let note = Note { what: what.into(), states: [state, once_sent], sent: AtomicBool::new(false) };
+    let last = NOTE.swap(Box::into_raw(Box::new(note)), Ordering::SeqCst);
+    if !last.is_null() {
+        // SAFETY: it came from a box, and nobody reads it: the one thread is here, not in the
+        // handler, which never returns.
+        drop(unsafe { Box::from_raw(last) });
+    }
 }
 
-/// Sets the handler. A signal that the caller has ignored stays ignored.
-pub fn handle() {
-    note("before anything was sent", State::Unreached);
-    // SAFETY: SIG_IGN is a handler that signal(2) knows. A file that may not grow is then an error
-    // of the write, and not the end of the run.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the structures are valid, `end` is async-signal-safe and has the form that
-        // sigaction(2) wants.
-        unsafe {
+/// Notes that a byte of the request under way may have left.
+pub fn sent() {
+    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    if let Some(note) = unsafe { NOTE.load(Ordering::SeqCst).as_ref() } {
+        note.sent.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Whether a byte of the request under way may have left.
+pub fn is_sent() -> bool {
+    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    unsafe { NOTE.load(Ordering::SeqCst).as_ref() }.is_some_and(|note| note.sent.load(Ordering::SeqCst))
+}
+
+/// Sets the handler. A signal that the caller ignores stays ignored, but for the timer's.
+pub fn install() {
+    note("before anything was sent", State::Unreached, State::Unreached);
+    // SAFETY: the structures are valid, and `end` has the form that sigaction(2) wants.
+    unsafe {
+        // A file that may not grow is then an error of the write, and not the end of the run.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM] {
             let mut action: libc::sigaction = mem::zeroed();
             libc::sigaction(signal, ptr::null(), &mut action);
-            if action.sa_sigaction == libc::SIG_IGN {
+            if action.sa_sigaction == libc::SIG_IGN && signal != libc::SIGALRM {
                 continue;
             }
             let handler: extern "C" fn(c_int) = end;
             action.sa_sigaction = handler as libc::sighandler_t;
             action.sa_flags = 0;
-            // One line, whichever comes second.
+            // One line, whatever comes second.
             libc::sigfillset(&mut action.sa_mask);
+            if signal == libc::SIGALRM {
+                // Drops an alarm that was set for the program before this one.
+                libc::signal(signal, libc::SIG_IGN);
+            }
             libc::sigaction(signal, &action, ptr::null_mut());
         }
+        let mut alarm: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut alarm);
+        libc::sigaddset(&mut alarm, libc::SIGALRM);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &alarm, ptr::null_mut());
     }
 }
 
-extern "C" fn end(signal: c_int) {
-    let name = if signal == libc::SIGINT { "SIGINT " } else { "SIGTERM " };
-    // SAFETY: what the pointers point to is never freed, and the calls are async-signal-safe.
+/// Has the run end after so long, instead of when it was to end before.
+pub fn set_timer(after: Duration) {
+    // Rounded up, as 0 would switch the timer off.
+    let microseconds = after.as_nanos().div_ceil(1000).max(1);
+    // SAFETY: all zero is a valid structure, and it outlives the call.
     unsafe {
-        let file = UNFILLED.load(Ordering::SeqCst);
-        let mut status = MaybeUninit::<libc::stat>::zeroed();
-        // Another run may have put its secret there.
-        if !file.is_null() && libc::stat(file, status.as_mut_ptr()) == 0 && status.assume_init().st_size == 0
-        {
-            libc::unlink(file);
+        let mut timer: libc::itimerval = mem::zeroed();
+        timer.it_value.tv_sec = (microseconds / 1_000_000) as _;
+        timer.it_value.tv_usec = (microseconds % 1_000_000) as _;
+        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
+    }
+}
+
+/// Calls only what is async-signal-safe (signal-safety(7)): poll, write, _exit.
+extern "C" fn end(signal: c_int) {
+    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    let note = unsafe { NOTE.load(Ordering::SeqCst).as_ref() };
+    let (what, state) = match note {
+        Some(note) => (note.what.as_str(), note.states[usize::from(note.sent.load(Ordering::SeqCst))]),
+        None => ("", State::Unreached),
+    };
+    let (cause, status) = match signal {
+        libc::SIGALRM => ("timed out ", c_int::from(state.status())),
+        libc::SIGHUP => ("ended by SIGHUP ", 128 + signal),
+        libc::SIGINT => ("ended by SIGINT ", 128 + signal),
+        _ => ("ended by SIGTERM ", 128 + signal),
+    };
+    let (mut line, mut length) = ([b'\n'; LINE], 0);
+    for text in ["docspace-rotate: ", cause, what, "; ", state.words()] {
+        for byte in text.bytes().take(LINE - 1 - length) {
+            line[length] = byte;
+            length += 1;
         }
-        let note = NOTE.load(Ordering::SeqCst).as_ref().map_or("", |note| note);
-        let (mut line, mut length) = ([0; 512], 0);
-        for text in ["docspace-rotate: ended by ", name, note, "\n"] {
-            for byte in text.bytes().take(line.len() - length) {
-                line[length] = byte;
-                length += 1;
-            }
+    }
+    // Where stderr is gone or full, nothing is left to be done about it.
+    // SAFETY: the line has these bytes, and both calls are async-signal-safe.
+    unsafe {
+        if is_writable(libc::STDERR_FILENO, 0) {
+            libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length + 1);
         }
-        // Where stderr is gone or full, nothing is left to be done about it.
-        if is_ready(libc::STDERR_FILENO, libc::POLLOUT, Duration::ZERO) {
-            libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length);
-        }
-        libc::_exit(128 + signal);
+        libc::_exit(status);
     }
 }

@@ -63,11 +63,11 @@ fn the_body_of_a_success_is_not_read() {
 #[test]
 fn refusals_are_3() {
     let page = http("200 OK", "Content-Type: text/html", "<html>Welcome</html>");
-    let unchanged = "; the client's secret is as it was; check the address, CA, key and client id";
+    let unchanged = "; the client's secret is unchanged; check the address, CA, key and client id";
     for (answer, said) in [
         (
             reply("get-404"),
-            "answered [GET client] with status 404 (Not Found: Client with ID [hidden] for tenant 1 was not found)",
+            "answered [GET client] with status 404 (Not Found: Client with ID 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)",
         ),
         (reply("patch-403-denied"), "answered [GET client] with status 403 (Forbidden: Access denied)"),
         (

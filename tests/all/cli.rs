@@ -1,6 +1,6 @@
 //! The command line through the real program: each mistake costs one line and not one packet.
 
-use crate::portal::{CLIENT, KEY, Stand, good_run};
+use crate::portal::{CLIENT, KEY, Stand, good_run, on, reply};
 use crate::run::{self, Folder, program, rotate, run};
 
 #[test]
@@ -108,23 +108,23 @@ fn mistakes_send_nothing() {
         (
             &["--output", "missing/file"],
             &[],
-            "--output: can't write to missing/file: No such file or directory",
+            "can't write to --output missing/file: No such file or directory",
         ),
-        (&["--output", "/"], &[], "--output: can't write to /: Is a directory"),
+        (&["--output", "/"], &[], "can't write to --output /: Is a directory"),
         (
             &["--output", "secret", "--only", "revoke"],
             &[],
-            "--output: with --only revoke no secret is made that could be written",
+            "--output: --only revoke makes no secret to write",
         ),
         (
             &["--url", "https://127.0.0.1:1", "--cacert", "missing.pem"],
             &[],
-            "--cacert: missing.pem can't be read: No such file or directory",
+            "--cacert missing.pem can't be read: No such file or directory",
         ),
         (
             &["--url", "https://127.0.0.1:1"],
             &[("SSL_CERT_FILE", "/dev/null")],
-            "SSL_CERT_FILE: /dev/null holds no usable CA certificate (PEM)",
+            "SSL_CERT_FILE /dev/null holds no usable CA certificate (PEM)",
         ),
     ];
     for (args, env, error) in mistakes {
@@ -207,13 +207,13 @@ fn a_key_in_the_wrong_place_is_not_shown() {
     let output = format!("{KEY}/file");
     for (args, env, error) in [
         (&["--url", &address][..], None, "the address is the key, which belongs in DOCSPACE_API_KEY alone"),
-        (&["--cacert", KEY], None, "--cacert: [hidden] can't be read: No such file or directory"),
+        (&["--cacert", KEY], None, "--cacert [hidden] can't be read: No such file or directory"),
         (
             &[],
             Some(("SSL_CERT_FILE", KEY)),
-            "SSL_CERT_FILE: [hidden] can't be read: No such file or directory",
+            "SSL_CERT_FILE [hidden] can't be read: No such file or directory",
         ),
-        (&["--output", &output], None, "--output: can't write to [hidden]/file: No such file or directory"),
+        (&["--output", &output], None, "can't write to --output [hidden]: No such file or directory"),
         (
             &[],
             Some(("http_proxy", &proxy)),
@@ -224,6 +224,37 @@ fn a_key_in_the_wrong_place_is_not_shown() {
         refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
     }
     assert_eq!(stand.connections(), 0);
+}
+
+/// What comes from outside is hidden whole where it holds the key; our own words never are.
+#[test]
+fn a_key_that_is_in_every_word_leaves_our_own_words_alone() {
+    let stand = Stand::script(vec![]);
+    let long = format!("--{}", KEY.to_uppercase());
+    for (key, args, error) in [
+        ("e", &["--output", "missing/file"][..], "can't write to --output [hidden]: [hidden]"),
+        (
+            "E",
+            &["--cacert", "missing/file", "--url", "https://127.0.0.1"],
+            "--cacert [hidden] can't be read: [hidden]",
+        ),
+        (
+            "ing/fi",
+            &["--output", "missing/file"],
+            "can't write to --output [hidden]: No such file or directory",
+        ),
+        (KEY, &[&long], "[hidden]: no such option"),
+        (KEY, &["--sk-4f1d9"], "[hidden]: no such option"),
+        (KEY, &["--sk-4f1d"], "--sk-4f1d: no such option"),
+    ] {
+        let refused = run(rotate(&stand).args(args).env("DOCSPACE_API_KEY", key));
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
+    }
+    let stand = Stand::script(vec![on("PATCH regenerate", reply("patch-404-unknown"))]);
+    let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", "0.0"));
+    let error =
+        "docspace-rotate: [hidden] answered [PATCH regenerate] with status 404 (Not Found: Client with id …";
+    refused.is(3, "", &["[PATCH regenerate] Status: 404", error]);
 }
 
 #[cfg(unix)]
@@ -247,5 +278,5 @@ fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let mut command = rotate(&stand);
     command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &fifo);
     let refused = run(command.args(["--timeout", "0.2"]));
-    refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: the time is up; nothing was sent. Try --help"]);
+    refused.is(4, "", &["docspace-rotate: timed out while reading the file that DOCSPACE_API_KEY_FILE names; the client's secret is unchanged; run again later"]);
 }

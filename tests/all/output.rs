@@ -2,15 +2,17 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, http, line, on, reply};
+use crate::portal::{Act, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
 use crate::run::{self, Folder, finished, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
@@ -78,6 +80,7 @@ fn without_a_secret_a_new_file_goes_and_an_old_one_stays_as_it_was() {
 fn a_bad_output_is_2_and_nothing_is_sent() {
     let folder = Folder::new();
     let missing = folder.path("missing/file");
+    let (slash, dot) = (folder.path("missing/"), folder.path("missing/."));
     let dangling = folder.path("dangling");
     symlink(folder.path("nowhere/file"), &dangling).unwrap();
     let escape = Path::new("missing/\u{1b}[2J");
@@ -85,6 +88,8 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         (escape, "No such file or directory"),
         (folder.as_ref(), "Is a directory"),
         (&missing, "No such file or directory"),
+        (&slash, "it names a folder"),
+        (&dot, "it names a folder"),
         (&dangling, "it is a link to nothing"),
         (Path::new("/proc/version"), "Permission denied"),
     ] {
@@ -96,7 +101,7 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         let stand = Stand::script(vec![]);
         let refused = run(&mut to(&stand, file));
         let error = format!(
-            "docspace-rotate: --output: can't write to {}: {why}; nothing was sent. Try --help",
+            "docspace-rotate: can't write to --output {}: {why}; nothing was sent. Try --help",
             file.display().to_string().escape_debug()
         );
         refused.is(2, "", &[&error]);
@@ -113,7 +118,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
         )
     };
     let stand = regenerate_alone();
-    run(&mut to(&stand, Path::new("/dev/full"))).is(6, "", &[&error("/dev/full")]);
+    run(&mut to(&stand, Path::new("/dev/full"))).is(6, "", &[&error("--output /dev/full")]);
 
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
@@ -173,16 +178,16 @@ fn a_fifo_is_an_output_and_waits_for_its_reader() {
 }
 
 #[test]
-fn a_fifo_that_nobody_reads_is_2_when_the_time_is_up() {
+fn a_fifo_that_nobody_reads_is_4_when_the_time_is_up() {
     let folder = Folder::new();
     let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
     let refused = run(to(&stand, &fifo).args(["--timeout", "0.2"]));
     let error = format!(
-        "docspace-rotate: --output: can't write to {}: nobody reads this FIFO; nothing was sent. Try --help",
+        "docspace-rotate: timed out while waiting for a reader of --output {}; the client's secret is unchanged; run again later",
         fifo.display()
     );
-    refused.is(2, "", &[&error]);
+    refused.is(4, "", &[&error]);
     assert_eq!(stand.connections(), 0);
 }
 
@@ -228,7 +233,7 @@ fn in_shell(stand: &Stand, words: &str) -> Command {
     command
 }
 
-const CLOSED: &str = "docspace-rotate: stdout is closed, so the secret would be lost: give --output; nothing was sent. Try --help";
+const CLOSED: &str = "docspace-rotate: can't write to stdout: it is closed, so the secret would be lost; nothing was sent. Try --help";
 
 /// Rust replaces a closed stdout with /dev/null, and takes an error of one that can't be written
 /// for a success.
@@ -238,7 +243,10 @@ fn a_stdout_that_takes_nothing_is_2_and_nothing_is_sent() {
         [">&-", "1< /dev/null", "1< /etc/passwd", "-o /dev/stdout >&-", "-o /dev/fd/1 >&-", "1<> /dev/null"]
     {
         let stand = Stand::script(vec![]);
-        run(&mut in_shell(&stand, words)).is(2, "", &[CLOSED]);
+        let output =
+            words.strip_prefix("-o ").map(|words| format!("--output {}", words.split(' ').next().unwrap()));
+        let error = CLOSED.replace("stdout", output.as_deref().unwrap_or("stdout"));
+        run(&mut in_shell(&stand, words)).is(2, "", &[&error]);
         assert_eq!(stand.connections(), 0);
     }
 }
@@ -353,7 +361,7 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
     let child =
         command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     let lost = finished(&command, child.wait_with_output().unwrap());
-    lost.is(6, "", &["docspace-rotate: the new secret could not be written to stdout: the time is up; …"]);
+    lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
 }
 
 #[test]
@@ -389,28 +397,128 @@ fn a_losing_run_takes_nothing_from_the_winning_one() {
     assert_eq!(fs::read_to_string(&file).unwrap(), line());
 }
 
+/// Holds the reply to the PATCH back until `meanwhile` has been done.
+fn meanwhile(file: &Path, meanwhile: impl FnOnce()) -> run::Run {
+    let (answer, gate) = channel();
+    let script = [
+        Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]),
+        on("DELETE revoke", reply("delete-200")),
+    ];
+    let stand = Stand::script(signed_in(script));
+    let mut command = to(&stand, file);
+    let child = start(&mut command);
+    stand.wait_for(2);
+    meanwhile();
+    drop(answer);
+    let done = finished(&command, child.wait_with_output().unwrap());
+    if done.status != Some(0) {
+        stand.need_no_more();
+    }
+    done
+}
+
 #[test]
-fn a_file_that_is_gone_when_it_is_written_is_6() {
+fn an_open_file_that_is_gone_when_it_is_written_is_6() {
     let folder = Folder::new();
-    let file = folder.path("file");
     for replace in [false, true] {
-        let (answer, gate) = channel();
-        let secret = Act::Send(reply("patch-200"));
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            Step::Request("PATCH regenerate", vec![Act::Wait(gate), secret]),
-        ]);
-        let mut command = to(&stand, &file);
-        let child = start(&mut command);
-        stand.wait_for(2);
-        fs::remove_file(&file).unwrap();
-        if replace {
-            fs::write(&file, "somebody else's\n").unwrap();
-        }
-        drop(answer);
-        let lost = finished(&command, child.wait_with_output().unwrap());
+        let file = folder.file("file", "old\n");
+        let lost = meanwhile(&file, || {
+            fs::remove_file(&file).unwrap();
+            if replace {
+                fs::write(&file, "somebody else's\n").unwrap();
+            }
+        });
         assert_eq!(lost.status, Some(6), "{lost}");
         assert!(lost.error().contains("/file: the file was removed or replaced meanwhile; "), "{lost}");
         assert_eq!(file.exists(), replace);
     }
+}
+
+#[test]
+fn a_new_file_is_there_with_the_secret_or_not_at_all() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    // Nothing is there during the PATCH, and a file that appears meanwhile holds an older secret.
+    meanwhile(&file, || {
+        assert!(folder.names().is_empty(), "{:?}", folder.names());
+        fs::write(&file, "another run's, and longer than this one's secret\n").unwrap();
+    })
+    .is(0, "", &[]);
+    assert_eq!((fs::read_to_string(&file).unwrap(), folder.names()), (line(), vec!["file".to_owned()]));
+    // What can't be given its name is removed again.
+    let taken = folder.path("taken");
+    let lost = meanwhile(&taken, || fs::create_dir(&taken).unwrap());
+    assert_eq!(lost.status, Some(6), "{lost}");
+    assert!(lost.error().contains("/taken: Is a directory; the client has a new secret"), "{lost}");
+    assert_eq!(folder.names(), ["file", "taken"]);
+}
+
+#[test]
+fn nothing_that_ends_the_run_leaves_a_file() {
+    let folder = Folder::new();
+    for signal in [libc::SIGKILL, libc::SIGHUP, libc::SIGTERM] {
+        let (_answer, gate) = channel();
+        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
+        let mut child = start(&mut to(&stand, &folder.path("file")));
+        stand.wait_for(2);
+        // SAFETY: a plain system call; the child is not yet waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        assert!(!child.wait().unwrap().success());
+        assert!(folder.names().is_empty(), "{signal}: {:?}", folder.names());
+    }
+}
+
+/// The failing run opened the output first.
+#[test]
+fn a_failing_run_costs_another_one_nothing() {
+    let folder = Folder::new();
+    let file = folder.path("file");
+    let (answer, gate) = channel();
+    let refused = vec![Act::Wait(gate), Act::Send(reply("patch-400-concurrent"))];
+    let loser = Stand::script(signed_in([Step::Request("PATCH regenerate", refused)]));
+    let mut losing = to(&loser, &file);
+    let child = start(&mut losing);
+    loser.wait_for(2);
+    meanwhile(&file, || {
+        drop(answer);
+        let lost = finished(&losing, child.wait_with_output().unwrap());
+        assert_eq!(lost.status, Some(3), "{lost}");
+    })
+    .is(0, "", &[]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), line());
+}
+
+/// Another process of the job made the pipe that both write to non-blocking, and fills it.
+#[test]
+fn a_non_blocking_stdout_is_waited_for() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: the descriptor is open.
+    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    let object = format!(r#"{{"client_secret":"{SECRET}","more":"{}"}}"#, "y".repeat(60_000));
+    let stand = Stand::script(signed_in([on("PATCH regenerate", json(&object))]));
+    let (over, noise) = (AtomicBool::new(false), writer.try_clone().unwrap());
+    let mut command = rotate(&stand);
+    command.args(["-q", "--json", "--only", "regenerate"]).stdout(writer).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    let over = &over;
+    let text = thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut noise = noise;
+            while !over.load(Ordering::SeqCst) {
+                let _ = noise.write(&[b'~'; 4096]);
+            }
+        });
+        let read = scope.spawn(move || {
+            let mut text = vec![];
+            reader.read_to_end(&mut text).unwrap();
+            text.retain(|byte| *byte != b'~');
+            String::from_utf8(text).unwrap()
+        });
+        let output = child.wait_with_output().unwrap();
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        read.join().unwrap()
+    });
+    assert_eq!(text, object + "\n");
 }

@@ -1,12 +1,13 @@
 //! Runs put together at random from the faults of networks and portals, each checked against a
 //! small model of the contract. A failure names its seed; `DOCSPACE_ROTATE_SEED=n` runs it alone.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::portal::{Act, BEARER, Certificates, KEY, SECRET, Stand, Step, closing, http, reply};
-use crate::run::{Folder, rotate, run};
+use crate::run::{Folder, finished, rotate, start};
 
 const RUNS: u64 = 400;
 /// In seconds. Waits are whole seconds, so what fits into it does by 0.9 s.
@@ -46,6 +47,8 @@ enum Answer {
     None,
     /// Silence until the time is up.
     Silence,
+    /// Silence until the test ends the run with SIGTERM.
+    Signal,
 }
 
 /// How a run ends: the exit status.
@@ -87,6 +90,9 @@ impl Walk {
         };
         let good = reply(name_of_good);
         let random = &mut self.random;
+        if random.below(40) == 0 {
+            return (Answer::Signal, vec![Act::Hang]);
+        }
         let kind = random.below(40);
         if kind >= 36 || (12..20).contains(&kind) {
             self.connected = false;
@@ -149,10 +155,8 @@ impl Walk {
                 Some(Answer::Empty) => self.no_sign_in = Some(200),
                 Some(Answer::Status(status @ (300..=499 | 501))) => self.no_sign_in = Some(status),
                 Some(Answer::Busy) => continue,
-                Some(Answer::Silence) => {
-                    self.waited = 100;
-                    return Err(4);
-                }
+                Some(Answer::Silence) => return Err(4),
+                Some(Answer::Signal) => return Err(143),
                 Some(Answer::Status(_) | Answer::None) | None => {
                     self.wait(attempt)?;
                     continue;
@@ -186,6 +190,7 @@ impl Walk {
                 Some(Answer::Status(300..=499)) => return Err(3),
                 Some(Answer::Busy) => {}
                 None => self.wait(attempt)?,
+                Some(Answer::Signal) => return Err(143),
                 Some(_) if patch => return Err(7),
                 Some(Answer::Silence) => return Err(4),
                 Some(_) => self.wait(attempt)?,
@@ -205,7 +210,7 @@ impl Walk {
         if only != Some("regenerate")
             && let Err(end) = self.call("DELETE revoke")
         {
-            return if self.handed_over { 5 } else { end };
+            return if self.handed_over && end != 143 { 5 } else { end };
         }
         0
     }
@@ -228,23 +233,45 @@ fn check(seed: u64, tls: &Tls) {
     };
     let only = walk.random.pick(&[None, None, None, Some("regenerate"), Some("revoke")]);
     let json = walk.random.below(4) == 0;
+    let folder = Folder::new();
+    let file = (only != Some("revoke") && walk.random.below(3) == 0).then(|| folder.path("file"));
+    let old = file.as_ref().filter(|_| walk.random.below(2) == 0);
+    if let Some(file) = old {
+        fs::write(file, "old, and longer than any new secret would be\n").unwrap();
+    }
     let status = walk.rotate(only);
     let (patches, handed_over) = (walk.patches, walk.handed_over);
+    let requests = walk.script.iter().filter(|step| matches!(step, Step::Request(..))).count();
     let stand = Stand::script_over(over_tls.then(|| tls.server.clone()), walk.script);
     let mut command = rotate(&stand);
     command.env("DOCSPACE_API_KEY", if walk.api_key { KEY } else { BEARER });
     command.args(["--timeout", &LIMIT.to_string()]).arg("--cacert").arg(&tls.ca);
     command.args(only.iter().flat_map(|step| ["--only", step]));
     command.args(json.then_some("--json"));
-    let done = run(&mut command);
+    command.args(file.iter().flat_map(|file| ["--output", file.to_str().unwrap()]));
+    let child = start(&mut command);
+    if status == 143 {
+        stand.wait_for(requests);
+        // SAFETY: a plain system call; the child is not yet waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    }
+    let done = finished(&command, child.wait_with_output().unwrap());
     let wanted = match (handed_over, json) {
         (false, _) => String::new(),
         (true, false) => format!("{SECRET}\n"),
         (true, true) => format!("{{\"client_secret\":\"{SECRET}\"}}\n"),
     };
     assert_eq!(done.status, Some(status.into()), "{done}");
-    assert_eq!(done.stdout, wanted, "{done}");
-    assert_eq!(handed_over, matches!(status, 0 | 5) && only != Some("revoke"), "the model");
+    match (&file, handed_over) {
+        (None, _) => assert_eq!(done.stdout, wanted, "{done}"),
+        (Some(file), true) => assert_eq!(fs::read_to_string(file).unwrap(), wanted, "{done}"),
+        (Some(file), false) => {
+            let kept = old.map(|_| "old, and longer than any new secret would be\n".to_owned());
+            assert_eq!(fs::read_to_string(file).ok(), kept, "{done}");
+        }
+    }
+    assert!(folder.names().len() <= usize::from(file.is_some()), "{:?}", folder.names());
+    assert!(handed_over == (matches!(status, 0 | 5) && only != Some("revoke")) || status == 143, "the model");
     assert_eq!(stand.complaint(), None, "{done}");
     let sent = stand.requests().iter().filter(|request| request.method == "PATCH").count();
     assert_eq!(sent, patches, "{done}");

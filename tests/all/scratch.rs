@@ -200,6 +200,24 @@ fn a_name_is_asked_of_a_name_server_once() {
     assert_eq!(stand.connections(), 1);
 }
 
+/// The system's resolver would wait for it for longer than the run may take.
+#[test]
+fn a_silent_name_server_is_waited_for_until_the_time_is_up() {
+    if !inside("scratch::a_silent_name_server_is_waited_for_until_the_time_is_up") {
+        return;
+    }
+    let root = root();
+    fs::create_dir(root.path("etc")).unwrap();
+    root.file("etc/resolv.conf", "nameserver 127.0.0.1\n");
+    let _silent = UdpSocket::bind("127.0.0.1:53").unwrap();
+    let missed = run(in_root(&root, "https://portal.invalid").args(["--timeout", "2"]));
+    missed.is(
+        4,
+        "",
+        &["docspace-rotate: timed out during [GET token] at portal.invalid; the client's secret …"],
+    );
+}
+
 #[test]
 fn a_key_file_as_windows_writes_it() {
     if !inside("scratch::a_key_file_as_windows_writes_it") {
@@ -231,7 +249,7 @@ fn a_read_only_root_with_a_mounted_output() {
     assert_eq!(fs::read_to_string(&output).unwrap(), line());
     let stand = Stand::script(vec![]);
     let refused = run(in_root(&root, &stand.url()).args(["--output", "/other"]));
-    refused.is(2, "", &["docspace-rotate: --output: can't write to /other: Read-only file system; nothing was sent. Try --help"]);
+    refused.is(2, "", &["docspace-rotate: can't write to --output /other: Read-only file system; nothing was sent. Try --help"]);
     for path in [&mounted, root.as_ref()] {
         let path = CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: a plain system call; the string outlives it.
@@ -260,5 +278,5 @@ fn as_process_1_it_ends_at_a_signal() {
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
     let done = finished(&command, child.wait_with_output().unwrap());
-    done.is(143, "", &["docspace-rotate: ended by SIGTERM during [PATCH regenerate]; …"]);
+    done.is(143, "", &["docspace-rotate: ended by SIGTERM during [PATCH regenerate] at 127.0.0.1; …"]);
 }

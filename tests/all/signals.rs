@@ -20,8 +20,9 @@ fn rotate(stand: &Stand) -> Command {
     // SAFETY: signal(2) may be called between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         });
     }
@@ -51,24 +52,26 @@ fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
 
 #[test]
 fn each_step_is_named_with_the_state_that_it_leaves() {
-    let unchanged = "the client's secret is as it was; run again later";
+    let unchanged = "the client's secret is unchanged; run again later";
     for (request, args, what, stdout) in [
-        (1, &[][..], format!("during [GET token]; {unchanged}"), String::new()),
+        (1, &[][..], format!("during [GET token] at 127.0.0.1; {unchanged}"), String::new()),
         (
             2,
             &[],
-            "during [PATCH regenerate]; the client may or may not have a new secret; take the old one for dead and run again in some minutes".to_owned(),
+            "during [PATCH regenerate] at 127.0.0.1; the client may or may not have a new secret; treat the old one as revoked and run again in a few minutes".to_owned(),
             String::new(),
         ),
         (
             3,
             &[],
-            "during [DELETE revoke]; the new secret is handed over, but the consent may still stand; run again with --only revoke".to_owned(),
+            "during [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke".to_owned(),
             format!("{SECRET}\n"),
         ),
-        (2, &["--only", "revoke"], format!("during [DELETE revoke]; {unchanged}"), String::new()),
+        (2, &["--only", "revoke"], format!("during [DELETE revoke] at 127.0.0.1; {unchanged}"), String::new()),
     ] {
-        for (signal, name, status) in [(libc::SIGINT, "SIGINT", 130), (libc::SIGTERM, "SIGTERM", 143)] {
+        for (signal, name, status) in
+            [(libc::SIGHUP, "SIGHUP", 129), (libc::SIGINT, "SIGINT", 130), (libc::SIGTERM, "SIGTERM", 143)]
+        {
             let done = end_at(request, signal, args);
             done.is(status, &stdout, &[&format!("docspace-rotate: ended by {name} {what}")]);
         }
@@ -85,7 +88,7 @@ fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
     let mut child = start(&mut command);
     read_until(&mut child, "trying again in 60 s\n");
     send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate]; the client's secret is as it was; run again later";
+    let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate] at 127.0.0.1; the client's secret is unchanged; run again later";
     finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
 }
 
@@ -109,7 +112,7 @@ fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
     let mut child = start(&mut command);
     read_until(&mut child, "trying again in 60 s\n");
     send(&child, libc::SIGINT);
-    let error = "docspace-rotate: ended by SIGINT before another [DELETE revoke]; the new secret is handed over, but the consent may still stand; run again with --only revoke";
+    let error = "docspace-rotate: ended by SIGINT before another [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke";
     finished(&command, child.wait_with_output().unwrap()).is(130, &format!("{SECRET}\n"), &[error]);
 }
 
@@ -124,7 +127,7 @@ fn a_signal_before_anything_is_sent_says_so() {
     // Opening it for writing waits until the program has opened it.
     let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: ended by SIGTERM before anything was sent; the client's secret is as it was; run again later";
+    let error = "docspace-rotate: ended by SIGTERM while reading the file that DOCSPACE_API_KEY_FILE names; the client's secret is unchanged; run again later";
     finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
 }
 
@@ -136,7 +139,7 @@ fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
     let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     read_until(&mut child, "Client secret has been regenerated.\n");
     send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: ended by SIGTERM while the new secret was being written; the client has a new secret that may not have been handed over; fix the output, then run again";
+    let error = "docspace-rotate: ended by SIGTERM while writing the new secret to stdout; the client has a new secret that may not have been handed over; fix the output, then run again";
     finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
 }
 
@@ -196,6 +199,62 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
     finished(&command, child.wait_with_output().unwrap()).is(0, &format!("{SECRET}\n"), &[]);
 }
 
+/// An alarm that was set for the program before this one, and its signal blocked or ignored.
+#[test]
+fn an_inherited_alarm_does_no_harm() {
+    for (blocked, ignored, pending) in
+        [(true, false, false), (false, true, false), (true, true, false), (true, false, true)]
+    {
+        let inherit = |command: &mut Command| {
+            // SAFETY: all of these may be called between fork and exec.
+            unsafe {
+                command.pre_exec(move || {
+                    let mut alarm = std::mem::zeroed();
+                    libc::sigemptyset(&mut alarm);
+                    libc::sigaddset(&mut alarm, libc::SIGALRM);
+                    if blocked {
+                        libc::sigprocmask(libc::SIG_BLOCK, &alarm, std::ptr::null_mut());
+                    }
+                    if ignored {
+                        libc::signal(libc::SIGALRM, libc::SIG_IGN);
+                    }
+                    if pending {
+                        libc::raise(libc::SIGALRM);
+                    }
+                    Ok(())
+                });
+            }
+        };
+        let stand = Stand::script(good_run());
+        let mut command = rotate(&stand);
+        inherit(&mut command);
+        run::run(command.arg("-q")).is(0, &format!("{SECRET}\n"), &[]);
+
+        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
+        let mut command = rotate(&stand);
+        inherit(&mut command);
+        let done = run::run(command.args(["-q", "--timeout", "0.5"]));
+        done.is(
+            7,
+            "",
+            &["docspace-rotate: timed out during [PATCH regenerate] at 127.0.0.1; the client may or …"],
+        );
+    }
+}
+
+#[test]
+fn a_full_stderr_holds_no_signal_up() {
+    for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGALRM, 7)] {
+        let (_reader, writer) = run::full_pipe();
+        let (_answer, gate) = channel();
+        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
+        let mut child = rotate(&stand).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        stand.wait_for(2);
+        send(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+    }
+}
+
 /// In a namespace of its own the program is process 1, which gets no signal without a handler.
 #[test]
 fn as_process_1_it_ends_all_the_same() {
@@ -225,7 +284,8 @@ fn as_process_1_it_ends_all_the_same() {
     let done = finished(&command, child.wait_with_output().unwrap());
     assert_eq!(done.status, Some(143), "{done}");
     assert!(
-        done.error().starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate]; "),
+        done.error()
+            .starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate] at 127.0.0.1; "),
         "{done}"
     );
 }

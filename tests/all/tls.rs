@@ -52,7 +52,7 @@ fn whom_it_does_not_trust_gets_nothing() {
         );
         assert!(error.contains(why), "{refused}");
         assert!(
-            error.ends_with("; the client's secret is as it was; check the address, CA, key and client id"),
+            error.ends_with("; the client's secret is unchanged; check the address, CA, key and client id"),
             "{refused}"
         );
         assert_eq!(stand.connections(), 1);

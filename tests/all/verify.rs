@@ -51,8 +51,8 @@ fn it_goes_below_the_address_and_after_the_hand_over_alone_too() {
 #[test]
 fn a_dead_secret_is_8() {
     let (_stand, done) = verified(vec![Act::Send(reply("introspect-401"))]);
-    let error = "docspace-rotate: 127.0.0.1 does not take the new secret: another run or a late PATCH overtook this one; \
-        the new secret is handed over, but not proved live; run again, one run at a time";
+    let error = "docspace-rotate: 127.0.0.1 does not take the new secret: another run or a late PATCH replaced it; \
+        the new secret is handed over, but not verified; run again, one run at a time";
     let log = [&LOG[..], &["[POST introspect] Status: 401", error]].concat();
     done.is(8, &line(), &log);
 }
@@ -61,16 +61,19 @@ fn a_dead_secret_is_8() {
 fn what_could_not_be_asked_is_8() {
     let html = |status: &str| http(status, "Content-Type: text/html", "<html>x</html>");
     for (acts, said) in [
-        (vec![Act::Send(html("404 Not Found"))], "answered [POST introspect] with status 404, so"),
+        (vec![Act::Send(html("404 Not Found"))], "answered [POST introspect] with status 404; "),
         (
             vec![Act::Send(html("200 OK"))],
-            "answered [POST introspect] with status 200, which is no introspection, so",
+            "answered [POST introspect] with status 200, which is not a reply to an introspection; ",
         ),
-        (vec![Act::Send(html("401 Unauthorized"))], "with status 401, which is no introspection, so"),
-        (vec![Act::Send(json("{}"))], "with status 200, which is no introspection, so"),
+        (
+            vec![Act::Send(html("401 Unauthorized"))],
+            "with status 401, which is not a reply to an introspection; ",
+        ),
+        (vec![Act::Send(json("{}"))], "with status 200, which is not a reply to an introspection; "),
         (
             vec![Act::Send(json("x".repeat(70_000)))],
-            "with status 200 and more than 64 KiB, which is no introspection, so",
+            "with status 200 and more than 64 KiB, which is not a reply to an introspection; ",
         ),
         (
             vec![Act::Send(http("302 ", "Location: /login", ""))],
@@ -80,14 +83,14 @@ fn what_could_not_be_asked_is_8() {
             vec![Act::Send(reply("delete-503"))],
             "with status 503, and the wait of 1 s before the next attempt would pass",
         ),
-        (vec![Act::Close], "gave no answer to [POST introspect]: "),
-        (vec![Act::Reset], "gave no answer to [POST introspect]: "),
-        (vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))], "with status 400, so"),
+        (vec![Act::Close], "did not answer [POST introspect]: "),
+        (vec![Act::Reset], "did not answer [POST introspect]: "),
+        (vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))], "with status 400; "),
     ] {
         let (_stand, done) = verified(acts);
         assert_eq!((done.status, done.stdout.as_str()), (Some(8), line().as_str()), "{done}");
         assert!(done.error().contains(said), "{said}\n{done}");
-        let end = "so the new secret could not be proved; the new secret is handed over, but not proved live; run again, one run at a time";
+        let end = "; the new secret is handed over, but not verified; run again, one run at a time";
         assert!(done.error().ends_with(end), "{done}");
     }
 }
@@ -126,7 +129,7 @@ fn a_signal_while_it_is_asked_names_it() {
     // SAFETY: a plain system call; the child is not yet waited for.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
     let done = run::finished(&command, child.wait_with_output().unwrap());
-    let error = "docspace-rotate: ended by SIGTERM during [POST introspect]; the new secret is handed over, but not proved live; …";
+    let error = "docspace-rotate: ended by SIGTERM during [POST introspect] at 127.0.0.1; the new secret is handed over, but not verified; …";
     done.is(143, &line(), &[error]);
 }
 

@@ -5,7 +5,7 @@
 mod portal;
 
 use docspace_rotate::cli::{self, Command};
-use docspace_rotate::io::say;
+use docspace_rotate::output::log;
 use docspace_rotate::rotate;
 use portal::{CLIENT, KEY, Stand};
 
@@ -35,7 +35,7 @@ fn show(stand: &Stand, key: &str, args: &[&str], wanted: u8) {
     };
     let status = run.map_or_else(
         |error| {
-            say(&format!("docspace-rotate: {error}"));
+            log(&format!("docspace-rotate: {error}"));
             error.state.status()
         },
         |()| 0,
