@@ -144,16 +144,13 @@ fn the_key_file_is_no_output() {
 fn a_signal_removes_nothing_that_came_to_the_output_later() {
     let folder = Folder::new();
     let file = folder.path("file");
-    let (answer, gate) = std::sync::mpsc::channel();
-    let stand = Stand::script(signed_in([Step::Request("GET client", vec![Act::Wait(gate)])]));
+    let stand = Stand::script(signed_in([Step::Request("GET client", vec![Act::Hang])]));
     let mut command = rotate(&stand);
     let child = run::start(command.args(CHECK).arg("-q").arg("--output").arg(&file));
     stand.wait_for(2);
     fs::write(&file, "").unwrap();
-    // SAFETY: a plain system call; the child is not yet waited for.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
-    let done = run::finished(&command, child.wait_with_output().unwrap());
-    drop(answer);
+    run::send(&child, libc::SIGTERM);
+    let done = run::finish(&command, child);
     assert_eq!(done.status, Some(143), "{done}");
     assert!(file.exists());
 }

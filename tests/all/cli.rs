@@ -268,11 +268,7 @@ fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let child = run::start(command.arg("-q"));
     std::thread::sleep(std::time::Duration::from_millis(50));
     std::fs::write(&fifo, format!("{KEY}\n")).unwrap();
-    run::finished(&command, child.wait_with_output().unwrap()).is(
-        0,
-        &format!("{}\n", crate::portal::SECRET),
-        &[],
-    );
+    run::finish(&command, child).is(0, &format!("{}\n", crate::portal::SECRET), &[]);
 
     let stand = Stand::script(vec![]);
     let mut command = rotate(&stand);

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::portal::{
-    Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, closing, good_run, http, json, line, on, reply,
+    Act, BEARER, KEY, SECRET, SIGNATURE, Stand, Step, closing, good_run, held, http, json, line, on, reply,
+    signed_in,
 };
 use crate::run::{self, Run, rotate, run};
 
@@ -29,8 +30,7 @@ fn for_each<T: Send>(cases: Vec<T>, test: impl Fn(T) + Sync) {
 
 /// A run with an API key whose PATCH meets these acts.
 fn patch_meets(acts: Vec<Act>, args: &[&str]) -> Run {
-    let stand =
-        Stand::script(vec![on("GET token", reply("token-200")), Step::Request("PATCH regenerate", acts)]);
+    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", acts)]));
     run(rotate(&stand).args(args))
 }
 
@@ -219,11 +219,10 @@ mod repeats {
 
     #[test]
     fn a_recorded_429_is_waited_for() {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
+        let stand = Stand::script(signed_in([
             on("PATCH regenerate", reply("patch-429")),
             on("PATCH regenerate", reply("patch-200")),
-        ]);
+        ]));
         let done = run(rotate(&stand).args(["--only", "regenerate"]));
         assert_eq!(done.stdout, line(), "{done}");
         assert!(done.stderr.contains("[PATCH regenerate] Status: 429, trying again in 3.484 s\n"), "{done}");
@@ -232,17 +231,16 @@ mod repeats {
     #[test]
     fn a_wait_that_would_pass_the_limit_is_not_begun() {
         let hour = || http("429 ", "Retry-After: 3600", "");
-        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", hour())]);
+        let stand = Stand::script(signed_in([on("PATCH regenerate", hour())]));
         let done = run(&mut rotate(&stand));
         is_state(&done, 4, UNCHANGED);
         let why = "answered [PATCH regenerate] with status 429, and the wait of 3600 s before the next attempt would pass the limit of 120 s";
         assert!(done.error().contains(why), "{done}");
 
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
+        let stand = Stand::script(signed_in([
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", hour()),
-        ]);
+        ]));
         let done = run(&mut rotate(&stand));
         assert_eq!((done.status, done.stdout), (Some(5), line()));
     }
@@ -339,10 +337,7 @@ mod repeats {
 
     #[test]
     fn only_revoke_and_a_portal_that_stays_away_is_4() {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
-            on("DELETE revoke", reply("delete-503")),
-        ]);
+        let stand = Stand::script(signed_in([on("DELETE revoke", reply("delete-503"))]));
         let done = run(rotate(&stand).args(["--only", "revoke", "--timeout", "0.9"]));
         is_state(&done, 4, UNCHANGED);
     }
@@ -391,8 +386,7 @@ mod time {
         run(rotate(&stand).args(["-q", "--timeout", "0.5"])).is(0, &line(), &[]);
 
         // Alone, it has the time that it was given.
-        let stand =
-            Stand::script(vec![on("GET token", reply("token-200")), Step::Request("DELETE revoke", late())]);
+        let stand = Stand::script(signed_in([Step::Request("DELETE revoke", late())]));
         let done = run(rotate(&stand).args(["--only", "revoke", "--timeout", "0.5"]));
         is_state(&done, 4, UNCHANGED);
     }
@@ -554,10 +548,10 @@ mod replies {
     fn every_3xx_and_4xx_but_429_is_3() {
         let statuses = (300..500).filter(|status| *status != 429).collect();
         for_each(statuses, |status: u16| {
-            let stand = Stand::script(vec![
-                on("GET token", reply("token-200")),
-                on("PATCH regenerate", http(&format!("{status} "), "Location: /elsewhere", "no")),
-            ]);
+            let stand = Stand::script(signed_in([on(
+                "PATCH regenerate",
+                http(&format!("{status} "), "Location: /elsewhere", "no"),
+            )]));
             let done = run(&mut rotate(&stand));
             is_state(
                 &done,
@@ -616,18 +610,16 @@ mod replies {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_huge_reply_takes_no_memory() {
-        let (waiting, gate) = std::sync::mpsc::channel();
-        let stand = Stand::script(vec![
-            on("GET token", http("200 ", "", "x".repeat(10 * 1024 * 1024))),
-            Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]),
-        ]);
+        let (waiting, step) = held("PATCH regenerate", reply("patch-200"));
+        let stand =
+            Stand::script(vec![on("GET token", http("200 ", "", "x".repeat(10 * 1024 * 1024))), step]);
         let command = &mut rotate(&stand);
         command.args(["--only", "regenerate"]);
         let child = run::start(command);
         stand.wait_for(2);
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
         drop(waiting);
-        let done = run::finished(command, child.wait_with_output().unwrap());
+        let done = run::finish(command, child);
         assert_eq!(done.status, Some(0), "{done}");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let peak: u32 = peak.trim().trim_end_matches(" kB").parse().unwrap();

@@ -12,11 +12,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in};
-use crate::run::{self, Folder, finished, rotate, run, start};
+use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, json, line, on, reply, signed_in};
+use crate::run::{self, Folder, finish, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
-    Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-200"))])
+    Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]))
 }
 
 fn to(stand: &Stand, file: &Path) -> Command {
@@ -124,7 +124,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
     let mut command = rotate(&stand);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let child = command.arg("-q").stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    finished(&command, child.wait_with_output().unwrap()).is(6, "", &[&error("stdout")]);
+    finish(&command, child).is(6, "", &[&error("stdout")]);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_closed_pipe_is_6_and_nothing_is_revoked() {
     let stand = regenerate_alone();
     let mut command = rotate(&stand);
     let child = command.arg("-q").stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    finished(&command, child.wait_with_output().unwrap()).is(
+    finish(&command, child).is(
         6,
         "",
         &["docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
@@ -152,7 +152,7 @@ fn a_closed_stderr_changes_nothing() {
     let mut command = rotate(&stand);
     let mut child = start(&mut command);
     drop(child.stderr.take());
-    finished(&command, child.wait_with_output().unwrap()).is(0, &line(), &[]);
+    finish(&command, child).is(0, &line(), &[]);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_fifo_is_an_output_and_waits_for_its_reader() {
     assert_eq!(stand.connections(), 0, "nothing may be sent before the output is open");
     let mut text = String::new();
     fs::File::open(&fifo).unwrap().read_to_string(&mut text).unwrap();
-    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+    finish(&command, child).is(0, "", &[]);
     assert_eq!(text, line());
     assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
 }
@@ -194,9 +194,9 @@ fn a_fifo_that_nobody_reads_is_4_when_the_time_is_up() {
 #[test]
 fn the_secret_is_out_before_the_revoke_is_answered() {
     let hang = || {
-        let (answer, gate) = channel();
+        let (answer, step) = held("DELETE revoke", reply("delete-200"));
         let mut script = good_run();
-        script[2] = Step::Request("DELETE revoke", vec![Act::Wait(gate), Act::Send(reply("delete-200"))]);
+        script[2] = step;
         (answer, Stand::script(script))
     };
     let (answer, stand) = hang();
@@ -209,7 +209,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     stand.wait_for(3);
     assert!(child.try_wait().unwrap().is_none(), "the run ended before the revoke was answered");
     drop(answer);
-    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+    finish(&command, child).is(0, "", &[]);
 
     let folder = Folder::new();
     let file = folder.path("file");
@@ -219,7 +219,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     stand.wait_for(3);
     assert_eq!(fs::read_to_string(&file).unwrap(), line());
     drop(answer);
-    finished(&command, child.wait_with_output().unwrap()).is(0, "", &[]);
+    finish(&command, child).is(0, "", &[]);
 }
 
 /// Runs the program in a shell, which sets its stdout up.
@@ -341,14 +341,13 @@ fn a_file_that_took_the_place_of_a_new_one_stays() {
     let other = folder.file("other", "");
     let (answer, gate) = channel();
     let refused = vec![Act::Wait(gate), Act::Send(reply("patch-404-unknown"))];
-    let stand =
-        Stand::script(vec![on("GET token", reply("token-200")), Step::Request("PATCH regenerate", refused)]);
+    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", refused)]));
     let mut command = to(&stand, &file);
     let child = start(&mut command);
     stand.wait_for(2);
     fs::rename(&other, &file).unwrap();
     drop(answer);
-    let lost = finished(&command, child.wait_with_output().unwrap());
+    let lost = finish(&command, child);
     assert_eq!(lost.status, Some(3), "{lost}");
     assert!(file.exists());
 }
@@ -360,7 +359,7 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
     let mut command = rotate(&stand);
     let child =
         command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    let lost = finished(&command, child.wait_with_output().unwrap());
+    let lost = finish(&command, child);
     lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
 }
 
@@ -382,35 +381,29 @@ fn a_losing_run_takes_nothing_from_the_winning_one() {
     let file = folder.path("file");
     let (answer, gate) = channel();
     let refused = Act::Send(reply("patch-400-concurrent"));
-    let loser = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        Step::Request("PATCH regenerate", vec![Act::Wait(gate), refused]),
-    ]);
+    let loser = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate), refused])]));
     let mut losing = to(&loser, &file);
     let child = start(&mut losing);
     loser.wait_for(2);
     let winner = Stand::script(good_run());
     run(&mut to(&winner, &file)).is(0, "", &[]);
     drop(answer);
-    let lost = finished(&losing, child.wait_with_output().unwrap());
+    let lost = finish(&losing, child);
     assert_eq!(lost.status, Some(3), "{lost}");
     assert_eq!(fs::read_to_string(&file).unwrap(), line());
 }
 
 /// Holds the reply to the PATCH back until `meanwhile` has been done.
 fn meanwhile(file: &Path, meanwhile: impl FnOnce()) -> run::Run {
-    let (answer, gate) = channel();
-    let script = [
-        Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]),
-        on("DELETE revoke", reply("delete-200")),
-    ];
+    let (answer, step) = held("PATCH regenerate", reply("patch-200"));
+    let script = [step, on("DELETE revoke", reply("delete-200"))];
     let stand = Stand::script(signed_in(script));
     let mut command = to(&stand, file);
     let child = start(&mut command);
     stand.wait_for(2);
     meanwhile();
     drop(answer);
-    let done = finished(&command, child.wait_with_output().unwrap());
+    let done = finish(&command, child);
     if done.status != Some(0) {
         stand.need_no_more();
     }
@@ -457,12 +450,10 @@ fn a_new_file_is_there_with_the_secret_or_not_at_all() {
 fn nothing_that_ends_the_run_leaves_a_file() {
     let folder = Folder::new();
     for signal in [libc::SIGKILL, libc::SIGHUP, libc::SIGTERM] {
-        let (_answer, gate) = channel();
-        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
+        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut child = start(&mut to(&stand, &folder.path("file")));
         stand.wait_for(2);
-        // SAFETY: a plain system call; the child is not yet waited for.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        run::send(&child, signal);
         assert!(!child.wait().unwrap().success());
         assert!(folder.names().is_empty(), "{signal}: {:?}", folder.names());
     }
@@ -481,7 +472,7 @@ fn a_failing_run_costs_another_one_nothing() {
     loser.wait_for(2);
     meanwhile(&file, || {
         drop(answer);
-        let lost = finished(&losing, child.wait_with_output().unwrap());
+        let lost = finish(&losing, child);
         assert_eq!(lost.status, Some(3), "{lost}");
     })
     .is(0, "", &[]);

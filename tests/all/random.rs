@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::portal::{Act, BEARER, Certificates, KEY, SECRET, Stand, Step, closing, http, reply};
-use crate::run::{Folder, finished, rotate, start};
+use crate::run::{self, Folder, finish, rotate, start};
 
 const RUNS: u64 = 400;
 /// In seconds. Waits are whole seconds, so what fits into it does by 0.9 s.
@@ -252,10 +252,9 @@ fn check(seed: u64, tls: &Tls) {
     let child = start(&mut command);
     if status == 143 {
         stand.wait_for(requests);
-        // SAFETY: a plain system call; the child is not yet waited for.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+        run::send(&child, libc::SIGTERM);
     }
-    let done = finished(&command, child.wait_with_output().unwrap());
+    let done = finish(&command, child);
     let wanted = match (handed_over, json) {
         (false, _) => String::new(),
         (true, false) => format!("{SECRET}\n"),

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::portal::{Act, CLIENT, KEY, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
+use crate::portal::{CLIENT, KEY, SECRET, Stand, Step, good_run, held, http, on, reply, signed_in};
 use crate::run::{self, Folder, run};
 
 fn readme() -> String {
@@ -219,14 +219,13 @@ fn a_cancelled_job_stores_what_came() {
     {
         let script = block(section, opening);
         let (_, mut steps, _) = runs().swap_remove(0);
-        let (answer, gate) = std::sync::mpsc::channel();
-        steps[2] = Step::Request("DELETE revoke", vec![Act::Wait(gate), Act::Send(reply("delete-200"))]);
+        let (answer, step) = held("DELETE revoke", reply("delete-200"));
+        steps[2] = step;
         let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
         let mut command = shell(program, &path, &stand, &script);
         let child = run::start(&mut command);
         stand.wait_for(3);
-        // SAFETY: a plain system call; the child is not yet waited for.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+        run::send(&child, libc::SIGTERM);
         drop(answer);
         child.wait_with_output().unwrap();
         assert_eq!(stored(&path, "stored").as_deref(), Some(SECRET), "{section}");

@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Stdio;
 
 use crate::portal::{
-    Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, http, json, line, on,
-    reply, signed_in,
+    Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, held, http, json, line,
+    on, reply, signed_in,
 };
 use crate::run::{self, rotate, run};
 
@@ -195,7 +195,7 @@ fn a_refused_regenerate_revokes_nothing() {
         (http("400 ", "", format!(r#"{{"title":"you sent {KEY}"}}"#)), "400 ([hidden])"),
         (http("400 ", "", r#"{"client_secret":"hush"#), "400"),
     ] {
-        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
+        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
         let mut command = rotate(&stand);
         let refused = run(&mut command);
         let status = format!("[PATCH regenerate] Status: {}", &said[..3]);
@@ -211,10 +211,10 @@ fn a_refused_regenerate_revokes_nothing() {
 fn a_redirect_is_not_followed_and_its_target_is_named() {
     let other = Stand::script(vec![]);
     let location = format!("Location: {}/api/2.0/x?key=hush", other.url());
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("PATCH regenerate", http("307 Temporary Redirect", &location, "moved")),
-    ]);
+    let stand = Stand::script(signed_in([on(
+        "PATCH regenerate",
+        http("307 Temporary Redirect", &location, "moved"),
+    )]));
     let refused = run(&mut rotate(&stand));
     let error = format!(
         "docspace-rotate: 127.0.0.1 redirects [PATCH regenerate] (status 307) to {}/api/2.0/x: give --url the portal's own address; \
@@ -227,11 +227,10 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
 
 #[test]
 fn a_refused_revoke_is_5_and_the_secret_is_handed_over() {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
+    let stand = Stand::script(signed_in([
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", reply("delete-403-unsigned")),
-    ]);
+    ]));
     run(&mut rotate(&stand)).is(5, &line(), &[
         LOG[0],
         LOG[1],
@@ -255,11 +254,10 @@ fn a_short_secret_echoed_by_a_refused_revoke_is_not_shown() {
 
 #[test]
 fn a_secret_echoed_by_a_refused_revoke_is_not_shown() {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
+    let stand = Stand::script(signed_in([
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", http("400 ", "", format!(r#"{{"detail":"the secret is {SECRET}"}}"#))),
-    ]);
+    ]));
     let kept = run(&mut rotate(&stand));
     assert_eq!(kept.status, Some(5), "{kept}");
     assert!(kept.error().contains(" ([hidden]); "), "{kept}");
@@ -277,7 +275,7 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
         (json(r#"{"client_secret":7}"#), "and a client_secret that is no usable secret"),
         (json(wide), "and a client_secret that is no usable secret"),
     ] {
-        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
+        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
         let error = format!(
             "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 200 {why}; the client may or may not \
             have a new secret; treat the old one as revoked and run again in a few minutes"
@@ -287,7 +285,7 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
     for (answer, status) in
         [(reply("patch-500"), "500"), (reply("gateway-502"), "502"), (http("204 ", "", ""), "204")]
     {
-        let stand = Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", answer)]);
+        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
         let unknown = run(&mut rotate(&stand));
         assert_eq!((unknown.status, unknown.stdout.as_str()), (Some(7), ""), "{unknown}");
         assert!(unknown.error().contains(&format!("with status {status}")), "{unknown}");
@@ -304,9 +302,9 @@ fn a_portal_that_is_not_there_is_4() {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_program_stays_on_one_thread() {
-    let (waiting, gate) = std::sync::mpsc::channel();
+    let (waiting, step) = held("PATCH regenerate", reply("patch-200"));
     let mut steps = good_run();
-    steps[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
+    steps[1] = step;
     let stand = Stand::script(steps);
     let command = &mut rotate(&stand);
     // A name, so that there is a look-up, and a limit, which could start a thread for it.
@@ -315,7 +313,7 @@ fn the_program_stays_on_one_thread() {
     stand.wait_for(2);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(waiting);
-    run::finished(command, child.wait_with_output().unwrap()).is(0, &line(), &LOG);
+    run::finish(command, child).is(0, &line(), &LOG);
     assert!(status.contains("\nThreads:\t1\n"), "{status}");
 }
 
@@ -328,22 +326,17 @@ fn the_base_path_stands_before_every_path() {
 
 #[test]
 fn only_regenerate() {
-    let stand =
-        Stand::script(vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-200"))]);
+    let stand = Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]));
     run(rotate(&stand).args(["--only", "regenerate"])).is(0, &line(), &LOG[..3]);
 }
 
 #[test]
 fn only_revoke() {
-    let stand =
-        Stand::script(vec![on("GET token", reply("token-200")), on("DELETE revoke", reply("delete-200"))]);
+    let stand = Stand::script(signed_in([on("DELETE revoke", reply("delete-200"))]));
     run(rotate(&stand).args(["--only", "revoke"])).is(0, "", &[LOG[0], LOG[3], LOG[4]]);
     assert_eq!(names(&stand), ["GET token", "DELETE revoke"]);
 
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("DELETE revoke", reply("delete-403-unsigned")),
-    ]);
+    let stand = Stand::script(signed_in([on("DELETE revoke", reply("delete-403-unsigned"))]));
     let refused = run(rotate(&stand).args(["--only", "revoke"]));
     assert_eq!((refused.status, refused.stdout.as_str()), (Some(3), ""), "{refused}");
 }
@@ -365,11 +358,10 @@ fn a_wrapped_reply_gives_the_same_secret() {
     let wrapped = format!(r#"{{"response":{{"client_secret":"{SECRET}"}},"count":1,"status":0}}"#);
     let kind = "Content-Type: application/json; charset=utf-8";
     for answer in [json(&wrapped), http("200 OK", kind, format!(" {wrapped}\r\n"))] {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
+        let stand = Stand::script(signed_in([
             on("PATCH regenerate", answer),
             on("DELETE revoke", reply("delete-200")),
-        ]);
+        ]));
         run(rotate(&stand).arg("-q")).is(0, &line(), &[]);
     }
 }
@@ -386,11 +378,10 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
             format!(r#"{{"client_secret":"{SECRET}","note":"\u009b31m \ud83d\ude00 \u00e9 \u001b"}}"#),
         ),
     ] {
-        let stand = Stand::script(vec![
-            on("GET token", reply("token-200")),
+        let stand = Stand::script(signed_in([
             on("PATCH regenerate", answer),
             on("DELETE revoke", reply("delete-200")),
-        ]);
+        ]));
         run(rotate(&stand).arg("--json")).is(0, &format!("{object}\n"), &LOG);
     }
 }

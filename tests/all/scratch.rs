@@ -10,11 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::portal::{Act, CLIENT, Certificates, KEY, Stand, Step, good_run, line, reply, static_binary};
-use crate::run::{self, Folder, finished, run, skipped, start};
+use crate::portal::{CLIENT, Certificates, KEY, Stand, good_run, held, line, reply, static_binary};
+use crate::run::{self, Folder, finish, run, skipped, start};
 
 const BUILD: &str = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target ARCH-unknown-linux-gnu";
 const INSIDE: &str = "DOCSPACE_ROTATE_IN_NAMESPACE";
@@ -263,10 +262,10 @@ fn as_process_1_it_ends_at_a_signal() {
         return;
     }
     let root = root();
-    let (_answer, gate) = channel();
+    let (_answer, step) = held("PATCH regenerate", reply("patch-200"));
     let mut script = good_run();
     script.truncate(2);
-    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
+    script[1] = step;
     let stand = Stand::script(script);
     let mut command = Command::new("unshare");
     command.env_clear().args(["--pid", "--fork", "--kill-child", "--root"]).arg(root.as_ref());
@@ -277,6 +276,6 @@ fn as_process_1_it_ends_at_a_signal() {
     let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
-    let done = finished(&command, child.wait_with_output().unwrap());
+    let done = finish(&command, child);
     done.is(143, "", &["docspace-rotate: ended by SIGTERM during [PATCH regenerate] at 127.0.0.1; …"]);
 }

@@ -6,13 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, http, on, reply, signed_in};
-use crate::run::{self, Folder, finished, start};
-
-fn send(child: &Child, signal: i32) {
-    // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
-}
+use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, on, reply, signed_in};
+use crate::run::{self, Folder, finish, send, start};
 
 /// The program, to which no signal is ignored whatever runs the tests.
 fn rotate(stand: &Stand) -> Command {
@@ -45,7 +40,7 @@ fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
     let child = start(command.arg("-q").args(args));
     stand.wait_for(request);
     send(&child, signal);
-    let done = finished(&command, child.wait_with_output().unwrap());
+    let done = finish(&command, child);
     drop(answer);
     done
 }
@@ -80,16 +75,13 @@ fn each_step_is_named_with_the_state_that_it_leaves() {
 
 #[test]
 fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
-    let stand = Stand::script(vec![
-        on("GET token", reply("token-200")),
-        on("PATCH regenerate", http("429 ", "Retry-After: 60", "")),
-    ]);
+    let stand = Stand::script(signed_in([on("PATCH regenerate", http("429 ", "Retry-After: 60", ""))]));
     let mut command = rotate(&stand);
     let mut child = start(&mut command);
     read_until(&mut child, "trying again in 60 s\n");
     send(&child, libc::SIGTERM);
     let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate] at 127.0.0.1; the client's secret is unchanged; run again later";
-    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+    finish(&command, child).is(143, "", &[error]);
 }
 
 /// Reads the log up to this text.
@@ -113,7 +105,7 @@ fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
     read_until(&mut child, "trying again in 60 s\n");
     send(&child, libc::SIGINT);
     let error = "docspace-rotate: ended by SIGINT before another [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke";
-    finished(&command, child.wait_with_output().unwrap()).is(130, &format!("{SECRET}\n"), &[error]);
+    finish(&command, child).is(130, &format!("{SECRET}\n"), &[error]);
 }
 
 #[test]
@@ -128,7 +120,7 @@ fn a_signal_before_anything_is_sent_says_so() {
     let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     send(&child, libc::SIGTERM);
     let error = "docspace-rotate: ended by SIGTERM while reading the file that DOCSPACE_API_KEY_FILE names; the client's secret is unchanged; run again later";
-    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+    finish(&command, child).is(143, "", &[error]);
 }
 
 #[test]
@@ -140,22 +132,20 @@ fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
     read_until(&mut child, "Client secret has been regenerated.\n");
     send(&child, libc::SIGTERM);
     let error = "docspace-rotate: ended by SIGTERM while writing the new secret to stdout; the client has a new secret that may not have been handed over; fix the output, then run again";
-    finished(&command, child.wait_with_output().unwrap()).is(143, "", &[error]);
+    finish(&command, child).is(143, "", &[error]);
 }
 
 #[test]
 fn a_file_that_another_run_has_filled_stays() {
     let folder = Folder::new();
     let file = folder.path("file");
-    let (answer, gate) = channel();
-    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
+    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
     let mut command = rotate(&stand);
     let child = start(command.arg("-q").arg("--output").arg(&file));
     stand.wait_for(2);
     fs::write(&file, "another run's\n").unwrap();
     send(&child, libc::SIGTERM);
-    let done = finished(&command, child.wait_with_output().unwrap());
-    drop(answer);
+    let done = finish(&command, child);
     assert_eq!(done.status, Some(143), "{done}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "another run's\n");
 }
@@ -180,9 +170,9 @@ fn a_new_file_goes_and_one_with_the_secret_stays() {
 
 #[test]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    let (answer, gate) = channel();
+    let (answer, step) = held("PATCH regenerate", reply("patch-200"));
     let mut script = good_run();
-    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate), Act::Send(reply("patch-200"))]);
+    script[1] = step;
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     // SAFETY: signal(2) may be called between fork and exec.
@@ -196,7 +186,7 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
     stand.wait_for(2);
     send(&child, libc::SIGINT);
     drop(answer);
-    finished(&command, child.wait_with_output().unwrap()).is(0, &format!("{SECRET}\n"), &[]);
+    finish(&command, child).is(0, &format!("{SECRET}\n"), &[]);
 }
 
 /// An alarm that was set for the program before this one, and its signal blocked or ignored.
@@ -246,8 +236,7 @@ fn an_inherited_alarm_does_no_harm() {
 fn a_full_stderr_holds_no_signal_up() {
     for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGALRM, 7)] {
         let (_reader, writer) = run::full_pipe();
-        let (_answer, gate) = channel();
-        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate)])]));
+        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut child = rotate(&stand).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
         stand.wait_for(2);
         send(&child, signal);
@@ -263,10 +252,9 @@ fn as_process_1_it_ends_all_the_same() {
         run::skipped("as_process_1_it_ends_all_the_same", "no namespaces here (unshare --user --pid)");
         return;
     }
-    let (_answer, gate) = channel();
     let mut script = good_run();
     script.truncate(2);
-    script[1] = Step::Request("PATCH regenerate", vec![Act::Wait(gate)]);
+    script[1] = Step::Request("PATCH regenerate", vec![Act::Hang]);
     let stand = Stand::script(script);
     let plain = rotate(&stand);
     let mut command = Command::new("unshare");
@@ -281,7 +269,7 @@ fn as_process_1_it_ends_all_the_same() {
     let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
-    let done = finished(&command, child.wait_with_output().unwrap());
+    let done = finish(&command, child);
     assert_eq!(done.status, Some(143), "{done}");
     assert!(
         done.error()

@@ -119,16 +119,14 @@ fn after_a_failed_revoke_it_is_not_asked() {
 
 #[test]
 fn a_signal_while_it_is_asked_names_it() {
-    let (_answer, gate) = std::sync::mpsc::channel();
     let mut script = good_run();
-    script.push(Step::Request("POST introspect", vec![Act::Wait(gate)]));
+    script.push(Step::Request("POST introspect", vec![Act::Hang]));
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     let child = run::start(command.args(["-q", "--verify"]));
     stand.wait_for(4);
-    // SAFETY: a plain system call; the child is not yet waited for.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
-    let done = run::finished(&command, child.wait_with_output().unwrap());
+    run::send(&child, libc::SIGTERM);
+    let done = run::finish(&command, child);
     let error = "docspace-rotate: ended by SIGTERM during [POST introspect] at 127.0.0.1; the new secret is handed over, but not verified; …";
     done.is(143, &line(), &[error]);
 }

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -113,6 +113,12 @@ pub enum Step {
 /// A request that is answered with these bytes.
 pub fn on(request: &'static str, reply: impl Into<Vec<u8>>) -> Step {
     Step::Request(request, vec![Act::Send(reply.into())])
+}
+
+/// A request whose reply is held back until the sender is dropped.
+pub fn held(request: &'static str, reply: impl Into<Vec<u8>>) -> (Sender<()>, Step) {
+    let (release, gate) = channel();
+    (release, Step::Request(request, vec![Act::Wait(gate), Act::Send(reply.into())]))
 }
 
 /// A script that begins with the sign-in.

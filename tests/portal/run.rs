@@ -39,9 +39,25 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// Runs it to its end. Whatever the test is about, the log must hold no secret and break no terminal.
+/// Runs it to its end.
 pub fn run(command: &mut Command) -> Run {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = start(command);
+    finish(command, child)
+}
+
+/// Starts it, with its output in pipes.
+pub fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Sends it a signal.
+pub fn send(child: &Child, signal: i32) {
+    // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+/// Waits for it to end. Whatever the test is about, the log must hold no secret and break no terminal.
+pub fn finish(command: &Command, child: Child) -> Run {
     // A run that hangs is ended, so that its test fails and says what it was.
     let (over, watched) = mpsc::channel::<()>();
     let id = child.id();
@@ -54,16 +70,6 @@ pub fn run(command: &mut Command) -> Run {
     let output = child.wait_with_output().unwrap();
     drop(over);
     watchdog.join().unwrap();
-    finished(command, output)
-}
-
-/// Starts it, with its output in pipes.
-pub fn start(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-/// [`run`] for a process that the test started itself.
-pub fn finished(command: &Command, output: std::process::Output) -> Run {
     let run = Run {
         command: format!("{command:?}"),
         status: output.status.code(),
