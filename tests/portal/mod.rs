@@ -477,8 +477,10 @@ fn serve(
     }
     let mut text = Vec::new();
     while let Some(request) = read_request(&mut stream, connection, &mut text, stop)? {
-        requests.lock().unwrap().push(request.clone());
-        if !perform(&mut stream, play(Event::Request(&request)))? {
+        // Who waits for the request finds its step played.
+        let acts = play(Event::Request(&request));
+        requests.lock().unwrap().push(request);
+        if !perform(&mut stream, acts)? {
             break;
         }
     }
