@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::reply::{End, Failure, Outcome, Reply, error_texts, is_json, is_plain_success, target};
+use crate::reply::{End, Failure, Outcome, Reply, error_texts, is_plain_success, target};
 use crate::secret::{Secret, shorten};
 
 /// A call of a run. All paths are below the portal's address.
@@ -10,8 +10,8 @@ use crate::secret::{Secret, shorten};
 pub enum Call {
     /// Turns the key into a signature: the sign-in.
     Token,
-    /// Asks for the client.
-    Client,
+    /// Sees that the client is there, without its body: that holds the live secret.
+    Look,
     /// Gives the client a new secret.
     Regenerate,
     /// Revokes the caller's consent to the client.
@@ -25,7 +25,7 @@ impl Call {
     pub fn name(self) -> &'static str {
         match self {
             Call::Token => "[GET token]",
-            Call::Client => "[GET client]",
+            Call::Look => "[HEAD client]",
             Call::Regenerate => "[PATCH regenerate]",
             Call::Revoke => "[DELETE revoke]",
             Call::Introspect => "[POST introspect]",
@@ -35,7 +35,8 @@ impl Call {
     /// The method.
     pub fn method(self) -> &'static str {
         match self {
-            Call::Token | Call::Client => "GET",
+            Call::Token => "GET",
+            Call::Look => "HEAD",
             Call::Regenerate => "PATCH",
             Call::Revoke => "DELETE",
             Call::Introspect => "POST",
@@ -46,7 +47,7 @@ impl Call {
     pub fn path(self, client: &str) -> String {
         match self {
             Call::Token => "/api/2.0/security/oauth2/token".to_owned(),
-            Call::Client => format!("/api/2.0/clients/{client}"),
+            Call::Look => format!("/api/2.0/clients/{client}"),
             Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
             Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
             Call::Introspect => "/oauth2/introspect".to_owned(),
@@ -55,14 +56,14 @@ impl Call {
 
     /// Whether it is one of the calls on a client, which want a signature.
     pub fn is_signed(self) -> bool {
-        matches!(self, Call::Client | Call::Regenerate | Call::Revoke)
+        matches!(self, Call::Look | Call::Regenerate | Call::Revoke)
     }
 
     /// How long one attempt may take. Nothing is gained by giving up a PATCH: it is not sent again.
     pub fn timeout(self) -> Option<Duration> {
         match self {
             Call::Regenerate => None,
-            Call::Token | Call::Client | Call::Revoke | Call::Introspect => Some(Duration::from_secs(30)),
+            Call::Token | Call::Look | Call::Revoke | Call::Introspect => Some(Duration::from_secs(30)),
         }
     }
 }
@@ -107,10 +108,10 @@ pub enum Verdict {
 pub fn judge(call: Call, outcome: &Outcome, may_sign_in: bool) -> Verdict {
     let unanswered = match call {
         Call::Regenerate => Verdict::Unknown,
-        Call::Token | Call::Client | Call::Revoke | Call::Introspect => Verdict::Retry,
+        Call::Token | Call::Look | Call::Revoke | Call::Introspect => Verdict::Retry,
     };
     let reply = match outcome {
-        Err(Failure::Refused(_)) => return Verdict::Refused,
+        Err(Failure::Refused(_) | Failure::RefusedByProxy(_)) => return Verdict::Refused,
         Err(Failure::NotSent(_)) => return Verdict::Retry,
         Err(Failure::NoReply(_)) => return unanswered,
         Ok(reply) => reply,
@@ -119,12 +120,13 @@ pub fn judge(call: Call, outcome: &Outcome, may_sign_in: bool) -> Verdict {
         (_, 401 | 403 | 429, _) if may_sign_in && call.is_signed() => Verdict::SignIn,
         (_, 429, _) => Verdict::Retry,
         (Call::Regenerate, 200, End::Whole) => Verdict::Done,
-        (Call::Regenerate, 200..=299, _) => Verdict::Unknown,
-        (_, 200..=299, End::Cut(_)) => Verdict::Retry,
-        // Whether the portal has a sign-in, and what it says of a secret, is for the caller to read.
-        (Call::Token, 200..=499 | 501, _) => Verdict::Done,
+        (Call::Regenerate, 200..=299 | 408, _) => Verdict::Unknown,
+        (Call::Regenerate, 300..=499, _) => Verdict::Refused,
+        (_, 408 | 425, _) | (_, 200..=299, End::Cut(_)) => Verdict::Retry,
+        // Whether the portal has a sign-in or a client, and what it says of a secret, is for the
+        // caller to read.
+        (Call::Token | Call::Look, 200..=499 | 501, _) => Verdict::Done,
         (Call::Introspect, 200 | 401, _) => Verdict::Done,
-        (Call::Client, 200, _) if is_json(reply) => Verdict::Done,
         (Call::Revoke, 200..=299, End::Whole) if is_plain_success(&reply.body) => Verdict::Done,
         (_, 200..=499, _) => Verdict::Refused,
         _ => unanswered,
@@ -140,11 +142,11 @@ pub fn describe(
 ) -> String {
     let (name, host) = (call.name(), redact(host));
     match outcome {
-        Err(Failure::Refused(why)) => why.clone(),
+        Err(Failure::Refused(why) | Failure::RefusedByProxy(why)) => why.clone(),
         Err(Failure::NotSent(why)) => format!("{host} was not reached for {name}: {why}"),
-        Err(Failure::NoReply(why)) => format!("{host} did not answer {name}: {why}"),
+        Err(Failure::NoReply(why)) => format!("{host} gave no usable answer to {name}: {why}"),
         Ok(Reply { status: status @ 300..=399, location: Some(location), .. }) => {
-            let to = shorten(redact(&target(location)));
+            let to = redact(&target(location));
             format!("{host} redirects {name} (status {status}) to {to}: give --url the portal's own address")
         }
         Ok(reply) => {
@@ -152,8 +154,8 @@ pub fn describe(
             let said: Vec<String> = error_texts(reply).iter().map(|text| redact(text)).collect();
             match &reply.end {
                 _ if !said.is_empty() => words += &format!(" ({})", shorten(said.join(": "))),
-                End::Whole if reply.status < 300 && matches!(call, Call::Revoke | Call::Client) => {
-                    words += " and a page that no portal sends";
+                End::Whole if reply.status < 300 && matches!(call, Call::Revoke | Call::Look) => {
+                    words += " and a body that is not a portal's";
                 }
                 End::Whole => {}
                 End::TooLong => words += " and more than 64 KiB",
@@ -168,7 +170,9 @@ pub fn describe(
 pub fn summarize(call: Call, outcome: &Outcome) -> String {
     let name = call.name();
     match outcome {
-        Err(Failure::Refused(why) | Failure::NotSent(why)) => format!("{name} Not sent: {why}"),
+        Err(Failure::Refused(why) | Failure::RefusedByProxy(why) | Failure::NotSent(why)) => {
+            format!("{name} Not sent: {why}")
+        }
         Err(Failure::NoReply(why)) => format!("{name} No answer: {why}"),
         Ok(Reply { status: status @ 200..=299, end: End::Cut(why), .. }) => {
             format!("{name} Status: {status}, cut short: {why}")
@@ -188,18 +192,19 @@ mod tests {
 
     #[test]
     fn what_follows_from_an_outcome() {
-        use Call::{Client, Introspect, Regenerate, Revoke, Token};
-        for call in [Token, Client, Regenerate, Revoke, Introspect] {
+        use Call::{Introspect, Look, Regenerate, Revoke, Token};
+        for call in [Token, Look, Regenerate, Revoke, Introspect] {
             let unanswered = if call == Regenerate { Verdict::Unknown } else { Verdict::Retry };
             for sign_in in [false, true] {
                 let failed = |failure| judge(call, &Err(failure), sign_in);
                 assert_eq!(failed(Failure::Refused(String::new())), Verdict::Refused);
+                assert_eq!(failed(Failure::RefusedByProxy(String::new())), Verdict::Refused);
                 assert_eq!(failed(Failure::NotSent(String::new())), Verdict::Retry);
                 assert_eq!(failed(Failure::NoReply(String::new())), unanswered);
             }
             for status in [401, 403, 429] {
                 let signs_in = judge(call, &outcome(status, false), true) == Verdict::SignIn;
-                let wants_signature = matches!(call, Client | Regenerate | Revoke);
+                let wants_signature = matches!(call, Look | Regenerate | Revoke);
                 assert_eq!(signs_in, wants_signature, "{call:?} {status}");
             }
             assert_eq!(judge(call, &outcome(429, true), false), Verdict::Retry);
@@ -233,10 +238,19 @@ mod tests {
             (Token, 401, false, Verdict::Done),
             (Token, 404, true, Verdict::Done),
             (Token, 501, false, Verdict::Done),
-            // Not called JSON.
-            (Client, 200, false, Verdict::Refused),
-            (Client, 404, false, Verdict::Refused),
-            (Client, 503, false, Verdict::Retry),
+            // What the status says is for the caller to read.
+            (Look, 200, false, Verdict::Done),
+            (Look, 404, false, Verdict::Done),
+            (Look, 405, false, Verdict::Done),
+            (Look, 501, false, Verdict::Done),
+            (Look, 503, false, Verdict::Retry),
+            (Regenerate, 408, false, Verdict::Unknown),
+            (Regenerate, 425, false, Verdict::Refused),
+            (Token, 408, false, Verdict::Retry),
+            (Token, 425, false, Verdict::Retry),
+            (Look, 408, false, Verdict::Retry),
+            (Revoke, 425, false, Verdict::Retry),
+            (Introspect, 408, false, Verdict::Retry),
             (Introspect, 200, false, Verdict::Done),
             (Introspect, 200, true, Verdict::Retry),
             (Introspect, 401, false, Verdict::Done),
@@ -249,7 +263,7 @@ mod tests {
 
     #[test]
     fn only_a_patch_has_all_the_time() {
-        for call in [Call::Token, Call::Client, Call::Revoke, Call::Introspect] {
+        for call in [Call::Token, Call::Look, Call::Revoke, Call::Introspect] {
             assert_eq!(call.timeout(), Some(Duration::from_secs(30)), "{call:?}");
         }
         assert_eq!(Call::Regenerate.timeout(), None);

@@ -25,7 +25,8 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
       --json             write the portal's JSON object, not the bare secret
       --only STEP        do one step alone: regenerate, revoke
       --verify           at the end, see that the portal takes the new secret
-      --check            change nothing; see that address, key and client fit
+      --check            stop before anything changes: see that a run would find
+                         all that it needs
       --cacert FILE      trust the CA certificates in FILE (PEM) only
                                                       [env: SSL_CERT_FILE]
       --allow-http       let the key travel unencrypted to another host
@@ -42,7 +43,7 @@ Environment:
 Exit status: the state that the client is in
   0  all steps asked for are done
   2  wrong usage, setting, key file or output; nothing was sent
-  3  refused, or not to be trusted (certificate); nothing changed
+  3  refused, or not to be trusted (certificate, TLS); nothing changed
   4  not reached, or busy, until the time was up; nothing changed
   5  new secret handed over, consent not revoked: run again with --only revoke
   6  new secret made, but it could not be handed over: fix the output, run again
@@ -196,13 +197,20 @@ impl Arguments {
         if let Some((_, why)) = contradictions.into_iter().find(|(given, _)| *given) {
             return Err(Error::usage(why));
         }
-        if self.output.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
-            return Err(Error::usage("--output: the file's name is empty"));
+        for (option, file) in [("--output", &self.output), ("--cacert", &self.cacert)] {
+            if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+                return Err(Error::usage(format!("{option}: the file's name is empty")));
+            }
         }
 
         let (named, client) = given("CLIENT_ID", self.client, "DOCSPACE_CLIENT_ID")?.ok_or_else(|| {
             Error::usage("CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID")
         })?;
+        if client.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("sk-")) {
+            return Err(Error::usage(format!(
+                "{named}: this is an API key, which belongs in DOCSPACE_API_KEY alone"
+            )));
+        }
         if !is_client_id(&client) {
             return Err(Error::usage(format!("{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~")));
         }
@@ -461,7 +469,7 @@ mod tests {
             let error = parse_with(args, &[ENV, more].concat()).expect_err(line);
             assert_eq!(
                 error.to_string(),
-                format!("{line}; nothing was sent. Try --help"),
+                format!("{line}; nothing was sent; see --help"),
                 "{args:?} {more:?}"
             );
             assert!(!error.to_string().contains("hush"));

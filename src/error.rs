@@ -30,24 +30,28 @@ impl State {
         self as u8
     }
 
-    /// The state in words, and what to do next.
+    /// The state in words.
     pub fn words(self) -> &'static str {
         match self {
-            State::Usage => "nothing was sent. Try --help",
-            State::Refused => "the client's secret is unchanged; check the address, CA, key and client id",
-            State::Unreached => "the client's secret is unchanged; run again later",
-            State::NotRevoked => {
-                "the new secret is handed over, but the consent may still be in force; run again with --only revoke"
-            }
-            State::NotHandedOver => {
-                "the client has a new secret that may not have been handed over; fix the output, then run again"
-            }
-            State::Unknown => {
-                "the client may or may not have a new secret; treat the old one as revoked and run again in a few minutes"
-            }
-            State::NotVerified => {
-                "the new secret is handed over, but not verified; run again, one run at a time"
-            }
+            State::Usage => "nothing was sent",
+            State::Refused | State::Unreached => "the client's secret is unchanged",
+            State::NotRevoked => "the new secret is handed over, but the consent may still be in force",
+            State::NotHandedOver => "the client has a new secret that may not have been handed over",
+            State::Unknown => "the client may or may not have a new secret",
+            State::NotVerified => "the new secret is handed over, but not verified",
+        }
+    }
+
+    /// What to do next.
+    pub fn next(self) -> &'static str {
+        match self {
+            State::Usage => "see --help",
+            State::Refused => "check the address, CA, key and client id",
+            State::Unreached => "run again later",
+            State::NotRevoked => "run again with --only revoke",
+            State::NotHandedOver => "fix the output, then run again",
+            State::Unknown => "treat the old secret as revoked and run again in a few minutes",
+            State::NotVerified => "run again, one run at a time",
         }
     }
 }
@@ -59,13 +63,14 @@ pub struct Error {
     pub state: State,
     /// What happened, naming the argument, variable, host or file. Holds no secret.
     pub what: String,
+    /// What to do next.
+    pub next: &'static str,
 }
 
 impl Error {
     /// An error that leaves the client in `state`.
     pub fn new(state: State, what: impl Into<String>) -> Error {
-        let what = what.into();
-        Error { state, what }
+        Error { state, what: what.into(), next: state.next() }
     }
 
     /// A mistake found before anything was sent.
@@ -76,7 +81,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.state.words())
+        write!(f, "{}; {}; {}", self.what, self.state.words(), self.next)
     }
 }
 
@@ -96,7 +101,7 @@ mod tests {
     #[test]
     fn each_state_has_its_number_and_says_what_to_do() {
         for (state, status, next) in [
-            (State::Usage, 2, "Try --help"),
+            (State::Usage, 2, "see --help"),
             (State::Refused, 3, "check the address"),
             (State::Unreached, 4, "run again later"),
             (State::NotRevoked, 5, "--only revoke"),

@@ -35,9 +35,12 @@ impl Output {
         let Some(path) = path.filter(|path| !is_stdout(path)) else {
             return stdout().map(Output::Stdout);
         };
+        if is_at(&File::from(io::stderr().as_fd().try_clone_to_owned()?), path) {
+            return Err(io::Error::other("it is stderr, which gets the log"));
+        }
         match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
-                Err(io::Error::other("it is a link to nothing"))
+                Err(io::Error::other("it is a dangling symbolic link"))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let (_, temporary) = create_beside(path)?;
@@ -138,6 +141,7 @@ fn stdout() -> io::Result<File> {
     match flags & libc::O_ACCMODE {
         libc::O_WRONLY => Ok(file),
         libc::O_RDWR if !is_at(&file, Path::new("/dev/null")) => Ok(file),
+        libc::O_RDONLY => Err(io::Error::other("it is open for reading only")),
         _ => Err(io::Error::other("it is closed, so the secret would be lost")),
     }
 }

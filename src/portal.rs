@@ -2,19 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustls::RootCertStore;
+use rustls::{AlertDescription, RootCertStore};
 use ureq::config::{AutoHeaderValue, Config};
 use ureq::http::{HeaderValue, Request, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
+    SocksConnector, TcpConnector, Transport,
 };
-use ureq::{Agent, SendBody, Timeout};
+use ureq::{Agent, ProxyProtocol, SendBody, Timeout};
 
 use crate::address::{Protocol, Proxy, Url};
 use crate::call::{Call, introspection};
@@ -33,14 +36,20 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The longest CA file that is read, in bytes. The usual bundle of all public CAs has 0.2 MiB.
 const LONGEST_CA_FILE: u64 = 4 * 1024 * 1024;
 
+/// In TLS 1.3 the portal says only after the handshake that it wants a client's certificate, and by
+/// then a request is on its way.
+const CLIENT_CERTIFICATE: &str = "it demands a client certificate";
+
 /// A portal, and what the run knows of it that no log may show.
 pub struct Portal {
     agent: Agent,
     url: Url,
     client: String,
-    proxy: Option<String>,
+    proxy: Option<(&'static str, String)>,
     key: Secret,
     signature: Option<(Secret, Instant)>,
+    /// Signatures that later ones replaced, and that may still be valid.
+    replaced: Vec<Secret>,
     new_secret: Option<Secret>,
 }
 
@@ -60,7 +69,14 @@ impl Portal {
                 roots(file, &key).map_err(|why| Error::usage(format!("{name} {why}")))?
             }
         };
-        let watch = Watch { proxied: proxy.is_some() };
+        // ureq's own chain, with two links of ours.
+        let connector =
+            ().chain(SocksConnector::default())
+                .chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(Floor)
+                .chain(RustlsConnector::default())
+                .chain(Watch { proxied: proxy.is_some() });
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and carry the signature elsewhere.
@@ -69,6 +85,7 @@ impl Portal {
             .proxy(proxy)
             // Portals answer 500 to a request without it.
             .user_agent(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION")))
+            .accept("application/json")
             // So it stays with whatever features ureq is built: even the secret would come gzipped.
             .accept_encoding(AutoHeaderValue::None)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
@@ -82,12 +99,13 @@ impl Portal {
             .output_buffer_size(10 * 1024)
             .build();
         Ok(Portal {
-            agent: Agent::with_parts(config, DefaultConnector::new().chain(watch), OneLookup::default()),
+            agent: Agent::with_parts(config, connector, OneLookup::default()),
             url: options.url.clone(),
             client: options.client.clone(),
-            proxy: options.proxy.as_ref().map(Proxy::to_string),
+            proxy: options.proxy.as_ref().map(|proxy| (proxy.variable, proxy.to_string())),
             key,
             signature: None,
+            replaced: vec![],
             new_secret: None,
         })
     }
@@ -104,7 +122,8 @@ impl Portal {
 
     /// Has all later requests carry the signature, or none.
     pub fn sign(&mut self, signature: Option<Secret>) {
-        self.signature = signature.map(|signature| (signature, Instant::now()));
+        let signature = signature.map(|signature| (signature, Instant::now()));
+        self.replaced.extend(mem::replace(&mut self.signature, signature).map(|(old, _)| old));
     }
 
     /// Keeps the client's new secret, to redact and to verify it.
@@ -115,7 +134,7 @@ impl Portal {
     /// Makes a text from outside fit for a log: see [`redact`].
     pub fn redact(&self, text: &str) -> String {
         let signature = self.signature.as_ref().map(|(signature, _)| signature);
-        redact(text, [&self.key].into_iter().chain(signature).chain(&self.new_secret))
+        redact(text, [&self.key].into_iter().chain(signature).chain(&self.replaced).chain(&self.new_secret))
     }
 
     /// Sends the request of a call and reads the reply.
@@ -126,26 +145,29 @@ impl Portal {
     pub fn send(&self, call: Call) -> Outcome {
         self.exchange(call).map_err(|error| {
             let (host, words) = (self.redact(&self.url.host), self.words(&error));
-            if signal::is_sent() {
+            let tls = matches!(error, ureq::Error::Tls(CLIENT_CERTIFICATE));
+            if signal::is_sent() && !tls {
                 return Failure::NoReply(words);
             }
-            let Some(proxy) = self.proxy.as_ref().map(|proxy| self.redact(proxy)) else {
-                return match is_untrusted(&error) {
-                    true => Failure::Refused(format!("{host} is not to be trusted: {words}")),
+            let tls = tls || rustls_error(&error).is_some();
+            let Some((variable, proxy)) = &self.proxy else {
+                return match tls {
+                    true => Failure::Refused(format!("the TLS handshake with {host} failed: {words}")),
                     false => Failure::NotSent(words),
                 };
             };
+            let proxy = format!("the proxy {} from {variable}", self.redact(proxy));
             match proxy_status(&error) {
-                Some(status @ (300..=428 | 430..=499)) => Failure::Refused(format!(
-                    "the proxy {proxy} refused the way to {host} with status {status}"
+                Some(status @ (300..=428 | 430..=499)) => Failure::RefusedByProxy(format!(
+                    "{proxy} refused to connect to {host} with status {status}"
                 )),
                 _ if is_denied(&error) => {
-                    Failure::Refused(format!("the proxy {proxy} refused the way to {host}: {words}"))
+                    Failure::RefusedByProxy(format!("{proxy} refused to connect to {host}: {words}"))
                 }
-                _ if is_untrusted(&error) => {
-                    Failure::Refused(format!("{host} or the proxy {proxy} is not to be trusted: {words}"))
+                _ if tls => {
+                    Failure::Refused(format!("the TLS handshake with {host} or {proxy} failed: {words}"))
                 }
-                _ => Failure::NotSent(format!("{words} (through the proxy {proxy})")),
+                _ => Failure::NotSent(format!("{words} (through {proxy})")),
             }
         })
     }
@@ -162,6 +184,7 @@ impl Portal {
             ureq::Error::Protocol(_) => "the reply is not HTTP".to_owned(),
             ureq::Error::LargeResponseHeader(..) => "the reply's header is too long".to_owned(),
             ureq::Error::ConnectProxyFailed(why) => self.redact(why),
+            ureq::Error::Tls(why) => (*why).to_owned(),
             other => self.redact(&other.to_string()),
         }
     }
@@ -206,10 +229,6 @@ impl Portal {
             rate_limit_reset: value("x-ratelimit-reset"),
             ..Reply::default()
         };
-        if call == Call::Client && reply.status == 200 {
-            // It holds the live secret, and perhaps a large logo.
-            return Ok(reply);
-        }
         let mut body = response.body_mut().as_reader().take(LONGEST_BODY + 1);
         match body.read_to_end(&mut reply.body) {
             Err(error) => reply.end = End::Cut(self.words(&error.into())),
@@ -275,18 +294,19 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
     Ok(made)
 }
 
-/// Whether a certificate is not to be trusted. The handshake's errors come inside an I/O error.
-fn is_untrusted(error: &ureq::Error) -> bool {
-    let ureq::Error::Io(error) = error else {
-        return false;
-    };
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+/// An error of rustls's own: in a handshake, that of a certificate, a version or an alert. It comes
+/// inside an I/O error.
+fn rustls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    let ureq::Error::Io(error) = error else { return None };
+    error.get_ref()?.downcast_ref()
 }
 
-/// Whether a SOCKS proxy takes neither user nor password.
+/// Whether a SOCKS proxy refuses for good: the login, all our methods, or by its rules. ureq has the
+/// last two in words only.
 fn is_denied(error: &ureq::Error) -> bool {
-    matches!(error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    let ureq::Error::Io(error) = error else { return false };
+    let words = ["no acceptable auth methods", "unknown auth method", "connection not allowed by ruleset"];
+    error.kind() == io::ErrorKind::PermissionDenied || words.contains(&error.to_string().as_str())
 }
 
 /// The status with which a proxy answered a CONNECT: ureq has it in words only, as
@@ -321,12 +341,67 @@ impl Resolver for OneLookup {
     }
 }
 
-/// The last link of ureq's chain of connectors: has the connection to the portal note when bytes of
-/// a request leave. It stands above TLS and the proxy, so that their handshakes don't count, and is
-/// kept with the connection, so that a later request on it counts alike.
+/// Whether a connection is being asked what it holds: see [`Watched::is_clean`].
+static ASKING: AtomicBool = AtomicBool::new(false);
+
+/// The link below TLS. While the connection is asked what it holds, it says that nothing has come yet,
+/// where it would else wait for the socket.
+#[derive(Debug)]
+struct Floor;
+
+impl<In: Transport> Connector<In> for Floor {
+    type Out = Floored<In>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        connection: Option<In>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        // The tunnel through a CONNECT proxy has a floor of its own, below TLS to the proxy.
+        let connect =
+            |proxy: &ureq::Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+        let lowest = !details.config.proxy().is_some_and(connect);
+        Ok(connection.map(|connection| Floored { connection, lowest }))
+    }
+}
+
+#[derive(Debug)]
+struct Floored<T> {
+    connection: T,
+    lowest: bool,
+}
+
+impl<T: Transport> Transport for Floored<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.connection.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.connection.transmit_output(amount, timeout)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        match self.lowest && ASKING.load(Ordering::Relaxed) {
+            true => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+            false => self.connection.await_input(timeout),
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.connection.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.connection.is_tls()
+    }
+}
+
+/// The last link. It notes when bytes of a request leave: it stands above TLS and the proxy, so that
+/// their handshakes don't count. And it sees that nothing waits on a connection before a request
+/// leaves on it: what came earlier is no reply to it.
 ///
-/// ureq runs the chain for the connection to a CONNECT proxy too, without a proxy set. That one does
-/// not count.
+/// ureq runs the chain for the connection to a CONNECT proxy too, without a proxy set. What leaves
+/// there does not count.
 #[derive(Debug)]
 struct Watch {
     proxied: bool,
@@ -341,7 +416,13 @@ impl<In: Transport> Connector<In> for Watch {
         connection: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let to_portal = !self.proxied || details.config.proxy().is_some();
-        Ok(connection.map(|connection| Watched { connection, to_portal }))
+        let Some(connection) = connection else { return Ok(None) };
+        let mut watched = Watched { connection, to_portal, replied: false };
+        // Over TLS, the socket may hold the handshake's session tickets by now.
+        if to_portal && !(watched.is_clean() && (watched.is_tls() || watched.connection.is_open())) {
+            return Err(io::Error::other("bytes came before the request was sent").into());
+        }
+        Ok(Some(watched))
     }
 }
 
@@ -349,6 +430,20 @@ impl<In: Transport> Connector<In> for Watch {
 struct Watched<T> {
     connection: T,
     to_portal: bool,
+    /// Whether a byte has come: from then on the handshake is over for the portal too.
+    replied: bool,
+}
+
+impl<T: Transport> Watched<T> {
+    /// Whether neither ureq's buffers nor those of TLS hold a byte or a close. What rustls has read
+    /// and not handed out shows only when it is read.
+    fn is_clean(&mut self) -> bool {
+        ASKING.store(true, Ordering::Relaxed);
+        let input = self.connection.await_input(NextTimeout::default());
+        ASKING.store(false, Ordering::Relaxed);
+        let nothing_yet = |error: &ureq::Error| matches!(error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock);
+        input.as_ref().is_err_and(nothing_yet) && self.connection.buffers().input().is_empty()
+    }
 }
 
 impl<T: Transport> Transport for Watched<T> {
@@ -364,11 +459,22 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.connection.await_input(timeout)
+        let input = self.connection.await_input(timeout);
+        let demanded = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
+        match &input {
+            Err(error) if !self.replied && rustls_error(error) == Some(&demanded) => {
+                Err(ureq::Error::Tls(CLIENT_CERTIFICATE))
+            }
+            _ => {
+                self.replied |= matches!(input, Ok(true));
+                input
+            }
+        }
     }
 
+    /// Asked before each request on a kept connection.
     fn is_open(&mut self) -> bool {
-        self.connection.is_open()
+        self.is_clean() && self.connection.is_open()
     }
 
     fn is_tls(&self) -> bool {
@@ -379,6 +485,7 @@ impl<T: Transport> Transport for Watched<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{self, Command};
 
     #[test]
     fn a_host_is_looked_up_once_and_on_no_other_thread() {
@@ -391,6 +498,26 @@ mod tests {
         };
         let first = look_up("http://127.0.0.1:1");
         assert_eq!(look_up("http://127.0.0.1:2"), first);
+    }
+
+    #[test]
+    fn a_replaced_signature_stays_a_secret() {
+        let env = |name: &str| match name {
+            "DOCSPACE_BASE_URL" => Some("https://portal.example".into()),
+            "DOCSPACE_API_KEY" => Some("sk-hush".into()),
+            _ => None,
+        };
+        let Ok(Command::Rotate(options)) = cli::parse(["id".into()], env) else { panic!("usable") };
+        let mut portal = Portal::new(&options, Secret::new("sk-hush")).expect("usable");
+        for signature in [Some("first-signature"), Some("second-signature"), None] {
+            portal.sign(signature.map(Secret::new));
+        }
+        portal.keep(Secret::new("new-secret"));
+        for hidden in ["it is first-si", "SECOND-S", "a sk-hush b", "new-secret"] {
+            assert_eq!(portal.redact(hidden), "[hidden]", "{hidden}");
+        }
+        assert_eq!(portal.redact("signature"), "[hidden]");
+        assert_eq!(portal.redact("sign"), "sign");
     }
 
     #[test]

@@ -41,9 +41,11 @@ pub enum End {
 /// No reply. Each says why, in words fit for a log.
 #[derive(Debug)]
 pub enum Failure {
-    /// The portal is not to be trusted, or the proxy refuses: no byte of the request has left, and
-    /// none would a moment later.
+    /// The TLS handshake failed for good: no byte of the request was taken, and none would be a
+    /// moment later.
     Refused(String),
+    /// The proxy refuses for good: no byte of the request has left.
+    RefusedByProxy(String),
     /// No byte of the request has left.
     NotSent(String),
     /// The request may have arrived.

@@ -1,7 +1,8 @@
 //! The job: the steps in order, and what each reply leads to.
 //!
 //! ```text
-//! open the output -> [sign in] -> PATCH regenerate -> hand over -> DELETE revoke -> [verify]
+//! open the output -> [sign in] -> HEAD client -> PATCH regenerate -> hand over -> DELETE revoke -> [verify]
+//!                                     `--check` stops here
 //! ```
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State, io_words};
 use crate::output::{Output, is_fifo, log};
 use crate::portal::Portal;
-use crate::reply::{Failure, Outcome, Reply, new_secret, signature, takes_secret};
+use crate::reply::{Failure, Outcome, Reply, is_json, new_secret, signature, takes_secret};
 use crate::retry;
 use crate::secret::Secret;
 use crate::signal;
@@ -36,24 +37,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let deadline = Instant::now() + options.timeout;
     signal::install();
     signal::set_timer(options.timeout);
-    let mut job = Job::new(options, deadline)?;
-    if options.steps == Steps::Revoke {
-        return job.revoke();
-    }
-    if options.steps == Steps::Check {
-        job.test_output()?;
-        return job.check();
-    }
-    let output = job.open_output()?;
-    let secret = job.regenerate()?;
-    job.hand_over(&output, &secret)?;
-    if options.steps == Steps::All {
-        job.revoke()?;
-    }
-    if options.verify {
-        job.verify()?;
-    }
-    Ok(())
+    let result = Job::new(options, deadline).and_then(|mut job| job.run());
+    signal::settle();
+    result
 }
 
 struct Job<'a> {
@@ -69,6 +55,28 @@ struct Job<'a> {
 
 /// The steps.
 impl<'a> Job<'a> {
+    fn run(&mut self) -> Result<(), Error> {
+        match self.options.steps {
+            Steps::Revoke => return self.revoke(),
+            Steps::Check => {
+                self.try_output()?;
+                return self.look();
+            }
+            Steps::All | Steps::Regenerate => {}
+        }
+        let output = self.open_output()?;
+        self.look()?;
+        let secret = self.regenerate()?;
+        self.hand_over(&output, &secret)?;
+        if self.options.steps == Steps::All {
+            self.revoke()?;
+        }
+        if self.options.verify {
+            self.verify()?;
+        }
+        Ok(())
+    }
+
     fn new(options: &'a Options, deadline: Instant) -> Result<Job<'a>, Error> {
         let key = match &options.key {
             Key::Given(key) => Secret::new(key.expose()),
@@ -81,7 +89,10 @@ impl<'a> Job<'a> {
                 })?
             }
         };
-        for (name, text) in [("CLIENT_ID", &options.client), ("the address", &options.url.host)] {
+        let proxy = options.proxy.as_ref().map(|proxy| (proxy.variable, &proxy.host));
+        for (name, text) in
+            [("CLIENT_ID", &options.client), ("the address", &options.url.host)].into_iter().chain(proxy)
+        {
             if text.eq_ignore_ascii_case(key.expose()) {
                 let what = format!("{name} is the key, which belongs in DOCSPACE_API_KEY alone");
                 return Err(Error::usage(what));
@@ -93,7 +104,7 @@ impl<'a> Job<'a> {
 
     /// Sees that the output can be opened. A FIFO is left alone: its reader would take the end of this
     /// for the end of all.
-    fn test_output(&self) -> Result<(), Error> {
+    fn try_output(&self) -> Result<(), Error> {
         match &self.options.output {
             Some(path) if is_fifo(path) => Ok(()),
             _ => self.open_output().map(drop),
@@ -106,7 +117,7 @@ impl<'a> Job<'a> {
             Some(path) if is_fifo(path) => "while waiting for a reader of",
             _ => "while opening",
         };
-        signal::note(format!("{waits} {name}"), State::Unreached, State::Unreached);
+        self.note(&format!("{waits} {name}"));
         let output = Output::open(self.options.output.as_deref()).map_err(|error| {
             Error::usage(format!("can't write to {name}: {}", self.portal.redact(&io_words(&error))))
         })?;
@@ -123,6 +134,32 @@ impl<'a> Job<'a> {
         file.map_or("stdout".to_owned(), |file| format!("--output {}", self.portal.redact(&file)))
     }
 
+    /// Looks before it leaps: sees that portal, key and client are right, and changes nothing.
+    fn look(&mut self) -> Result<(), Error> {
+        let reply = self.call(Call::Look)?;
+        let client = self.portal.redact(&self.options.client);
+        let (check, signed) = (self.options.steps == Steps::Check, self.portal.signature_age().is_some());
+        let why = match reply.status {
+            200 if is_json(&reply) && !check => return Ok(()),
+            200 if is_json(&reply) => {
+                let url = self.portal.redact(&self.options.url.to_string());
+                let key = if self.portal.has_api_key() { "an API key" } else { "a bearer token" };
+                let way = if signed { "with sign-in" } else { "without sign-in" };
+                self.log(&format!("Ready: {url} has client {client}, by {key} {way}."));
+                return Ok(());
+            }
+            405 | 501 if !check => {
+                self.log("This portal can't be asked for the client beforehand: going on.");
+                return Ok(());
+            }
+            405 | 501 => ": it can't be asked for the client beforehand".to_owned(),
+            404 => format!(": it has no client {client} that the key's user may manage"),
+            403 if signed => ": the role of the key's user does not allow it".to_owned(),
+            _ => String::new(),
+        };
+        Err(Error::new(State::Refused, self.describe_both(Call::Look, &Ok(reply)) + &why))
+    }
+
     /// Gets the client a new secret; returns what is to be handed over.
     fn regenerate(&mut self) -> Result<Secret, Error> {
         let reply = self.call(Call::Regenerate)?;
@@ -130,15 +167,10 @@ impl<'a> Job<'a> {
             let what = format!("{} and {why}", self.describe(Call::Regenerate, Ok(&reply)));
             Error::new(State::Unknown, what)
         })?;
-        self.begin(State::NotHandedOver, HAND_OVER);
-        signal::note(
-            format!("while writing the new secret to {}", self.output_name()),
-            self.state,
-            self.state,
-        );
-        self.log("Client secret has been regenerated.");
         let handed = if self.options.json { object } else { Secret::new(secret.expose()) };
         self.portal.keep(secret);
+        self.note(&format!("while writing the new secret to {}", self.output_name()));
+        self.log("Client secret has been regenerated.");
         Ok(handed)
     }
 
@@ -148,21 +180,25 @@ impl<'a> Job<'a> {
             let (name, why) = (self.output_name(), self.portal.redact(&io_words(&error)));
             Error::new(self.state, format!("the new secret could not be written to {name}: {why}"))
         })?;
-        self.begin(State::NotRevoked, LAST_STEP);
+        match self.options.steps {
+            Steps::All => self.begin(State::NotRevoked, LAST_STEP),
+            _ if self.options.verify => self.begin(State::NotVerified, LAST_STEP),
+            _ => signal::settle(),
+        }
         Ok(())
     }
 
     /// Revokes the caller's consent.
     fn revoke(&mut self) -> Result<(), Error> {
         self.call(Call::Revoke)?;
-        self.log("Client consent revoked for client ID.");
+        let client = self.portal.redact(&self.options.client);
+        self.log(&format!("Client consent revoked for client {client}."));
         Ok(())
     }
 
     /// Sees that the new secret is the live one: two runs at once both get 200, and the secret of the
     /// faster one is revoked.
     fn verify(&mut self) -> Result<(), Error> {
-        self.begin(State::NotVerified, LAST_STEP);
         let reply = self.call(Call::Introspect)?;
         let what = match takes_secret(&reply) {
             Some(true) => {
@@ -182,17 +218,6 @@ impl<'a> Job<'a> {
         };
         Err(Error::new(self.state, what))
     }
-
-    /// Sees that portal, key and client are right, and changes nothing.
-    fn check(&mut self) -> Result<(), Error> {
-        self.call(Call::Client)?;
-        let key = if self.portal.has_api_key() { "an API key" } else { "a bearer token" };
-        let way = if self.portal.signature_age().is_some() { "that signs in" } else { "without a sign-in" };
-        let url = self.portal.redact(&self.options.url.to_string());
-        let client = self.portal.redact(&self.options.client);
-        self.log(&format!("Ready: {url} has client {client}, asked with {key} {way}."));
-        Ok(())
-    }
 }
 
 /// How a call is made.
@@ -206,9 +231,10 @@ impl Job<'_> {
                 self.sign_in_if_due()?;
             }
             let once_sent = if call == Call::Regenerate { State::Unknown } else { self.state };
-            signal::note(format!("during {} at {}", call.name(), self.host()), self.state, once_sent);
+            signal::note(format!("during {} at {}", call.name(), self.peer()), self.state, once_sent);
             let outcome = self.portal.send(call);
             let mut verdict = judge(call, &outcome, self.may_sign_in());
+            self.settle(call, verdict);
             let refused = verdict == Verdict::SignIn;
             if refused {
                 // Shown with what follows, so that nobody reads a good run's log as a failure.
@@ -231,7 +257,11 @@ impl Job<'_> {
                 (Verdict::Unknown, outcome) => (State::Unknown, outcome),
                 (_, outcome) => (self.refused(), outcome),
             };
-            return Err(Error::new(state, self.describe_both(call, &outcome)));
+            let mut error = Error::new(state, self.describe_both(call, &outcome));
+            if let (State::Refused, Err(Failure::RefusedByProxy(_))) = (state, &outcome) {
+                error.next = "check the proxy and its user and password";
+            }
+            return Err(error);
         }
     }
 
@@ -245,11 +275,12 @@ impl Job<'_> {
                 self.log(&summarize(call, outcome));
             }
             let (what, limit) = (self.describe_both(call, outcome), self.options.timeout.as_secs_f64());
-            let why =
-                format!("the wait of {seconds} s before the next attempt would pass the limit of {limit} s");
+            let why = format!(
+                "the wait of {seconds} s before the next attempt would exceed the time limit of {limit} s"
+            );
             return Err(Error::new(self.state, format!("{what}, and {why}")));
         }
-        signal::note(format!("before another {} at {}", call.name(), self.host()), self.state, self.state);
+        self.note(&format!("before another {} at {}", call.name(), self.peer()));
         match logged {
             true => self.log(&format!("{} Trying again in {seconds} s", call.name())),
             false => self.log(&format!("{}, trying again in {seconds} s", summarize(call, outcome))),
@@ -293,6 +324,21 @@ impl Job<'_> {
         Ok(signed)
     }
 
+    /// Settles what a signal or the timer finds, before a line of the log may wait for stderr.
+    fn settle(&mut self, call: Call, verdict: Verdict) {
+        match (verdict, call) {
+            (Verdict::Refused | Verdict::Unknown, _) => signal::settle(),
+            (Verdict::Done, Call::Regenerate) => self.begin(State::NotHandedOver, HAND_OVER),
+            (Verdict::Done, Call::Revoke) if self.options.verify => {
+                self.begin(State::NotVerified, LAST_STEP);
+            }
+            (Verdict::Done, Call::Revoke | Call::Introspect) => signal::settle(),
+            (Verdict::Done, Call::Look) if self.options.steps == Steps::Check => signal::settle(),
+            _ => {}
+        }
+        self.note(&format!("after {} at {}", call.name(), self.peer()));
+    }
+
     /// Begins the part of the run in which a failure leaves this state. It has some time even where
     /// the time is up.
     fn begin(&mut self, state: State, grace: Duration) {
@@ -323,8 +369,22 @@ impl Job<'_> {
         }
     }
 
+    fn note(&self, what: &str) {
+        signal::note(what, self.state, self.state);
+    }
+
     fn host(&self) -> String {
         self.portal.redact(&self.options.url.host)
+    }
+
+    /// The host, and the proxy on the way to it.
+    fn peer(&self) -> String {
+        match &self.options.proxy {
+            Some(proxy) => {
+                format!("{} through the proxy {}", self.host(), self.portal.redact(&proxy.to_string()))
+            }
+            None => self.host(),
+        }
     }
 
     fn log(&self, line: &str) {

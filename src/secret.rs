@@ -11,7 +11,7 @@ use crate::error::io_words;
 /// What stands in place of a text that holds a secret.
 const HIDDEN: &str = "[hidden]";
 
-/// The longest text of a server that is shown, in characters.
+/// The longest text from outside that is shown, in characters.
 const LONGEST_SHOWN: usize = 200;
 
 /// The longest key in bytes: web servers take no header line over 8 KiB.
@@ -113,12 +113,9 @@ fn printable(text: &[u8]) -> Option<String> {
     fine.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// Makes a text from outside fit for a log: on one line, without what a terminal would act on; and
-/// hidden as a whole where it gives a secret away.
+/// Makes a text from outside fit for a log: on one line, without what a terminal would act on, at
+/// most 200 characters; and hidden as a whole where it gives a secret away.
 pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
-    if secrets.into_iter().any(|secret| secret.is_in(text)) {
-        return HIDDEN.to_owned();
-    }
     let mut line = String::new();
     for c in text.trim().chars() {
         match c {
@@ -126,7 +123,10 @@ pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> 
             c => line.extend(c.escape_debug()),
         }
     }
-    line
+    match secrets.into_iter().any(|secret| secret.is_in(text) || secret.is_in(&line)) {
+        true => HIDDEN.to_owned(),
+        false => shorten(line),
+    }
 }
 
 /// The first 200 characters of a line.
@@ -211,6 +211,8 @@ mod tests {
         ] {
             assert_eq!(redact(text, [&key, &short]), "[hidden]", "{text}");
         }
+        // Only the escaped text holds it.
+        assert_eq!(redact("x\u{1}y", [&Secret::new(r"x\u{1}y")]), "[hidden]");
         for text in ["sk-0123", "9abcdef", "sk-0123 456789a", "hus h", ""] {
             assert_eq!(redact(text, [&key, &short, &Secret::new("")]), text);
         }

@@ -15,6 +15,9 @@ use crate::output::is_writable;
 /// The longest line of the handler in bytes: what poll(2) calls writable takes that much at least.
 const LINE: usize = 4096;
 
+/// The signals that end the run early.
+const SIGNALS: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM];
+
 /// What the run is doing. Read by the handler.
 struct Note {
     what: String,
@@ -58,7 +61,7 @@ pub fn install() {
     unsafe {
         // A file that may not grow is then an error of the write, and not the end of the run.
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM] {
+        for signal in SIGNALS {
             let mut action: libc::sigaction = mem::zeroed();
             libc::sigaction(signal, ptr::null(), &mut action);
             if action.sa_sigaction == libc::SIG_IGN && signal != libc::SIGALRM {
@@ -79,6 +82,14 @@ pub fn install() {
         libc::sigemptyset(&mut alarm);
         libc::sigaddset(&mut alarm, libc::SIGALRM);
         libc::sigprocmask(libc::SIG_UNBLOCK, &alarm, ptr::null_mut());
+    }
+}
+
+/// Has nothing end the run early any more: how it ends is settled, and only the log is left to write.
+pub fn settle() {
+    for signal in SIGNALS {
+        // SAFETY: SIG_IGN is a handler that signal(2) knows.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
@@ -110,7 +121,7 @@ extern "C" fn end(signal: c_int) {
         _ => ("ended by SIGTERM ", 128 + signal),
     };
     let (mut line, mut length) = ([b'\n'; LINE], 0);
-    for text in ["docspace-rotate: ", cause, what, "; ", state.words()] {
+    for text in ["docspace-rotate: ", cause, what, "; ", state.words(), "; ", state.next()] {
         for byte in text.bytes().take(LINE - 1 - length) {
             line[length] = byte;
             length += 1;

@@ -1,6 +1,6 @@
 //! The command line through the real program: each mistake costs one line and not one packet.
 
-use crate::portal::{CLIENT, KEY, Stand, good_run, on, reply};
+use crate::portal::{CLIENT, KEY, Stand, good_run, look, on, reply};
 use crate::run::{self, Folder, program, rotate, run};
 
 #[test]
@@ -111,6 +111,8 @@ fn mistakes_send_nothing() {
             "can't write to --output missing/file: No such file or directory",
         ),
         (&["--output", "/"], &[], "can't write to --output /: Is a directory"),
+        (&["--output", ""], &[], "--output: the file's name is empty"),
+        (&["--cacert", ""], &[], "--cacert: the file's name is empty"),
         (
             &["--output", "secret", "--only", "revoke"],
             &[],
@@ -129,7 +131,7 @@ fn mistakes_send_nothing() {
     ];
     for (args, env, error) in mistakes {
         let refused = run(rotate(&stand).args(*args).envs(env.iter().copied()));
-        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent; see --help")]);
         assert!(!refused.stderr.contains("hush"), "{refused}");
     }
     assert_eq!(stand.connections(), 0);
@@ -138,9 +140,9 @@ fn mistakes_send_nothing() {
 #[test]
 fn a_missing_client_or_address_is_named() {
     let missing = run(program().env("DOCSPACE_BASE_URL", "https://portal.invalid"));
-    missing.is(2, "", &["docspace-rotate: CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID; nothing was sent. Try --help"]);
+    missing.is(2, "", &["docspace-rotate: CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID; nothing was sent; see --help"]);
     let missing = run(program().arg(CLIENT));
-    missing.is(2, "", &["docspace-rotate: the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL; nothing was sent. Try --help"]);
+    missing.is(2, "", &["docspace-rotate: the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL; nothing was sent; see --help"]);
 }
 
 #[test]
@@ -188,7 +190,7 @@ fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
         let command = &mut rotate(&stand);
         let refused = run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", file));
         let error = format!(
-            "docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names {why}; nothing was sent. Try --help"
+            "docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names {why}; nothing was sent; see --help"
         );
         refused.is(2, "", &[&error]);
         assert!(!refused.stderr.contains("hush"), "{refused}");
@@ -201,7 +203,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
     let stand = Stand::script(vec![]);
     let command = &mut rotate(&stand);
     let refused = run(command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", KEY));
-    refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: No such file or directory; nothing was sent. Try --help"]);
+    refused.is(2, "", &["docspace-rotate: DOCSPACE_API_KEY_FILE: the file that it names can't be read: No such file or directory; nothing was sent; see --help"]);
     let address = format!("https://{KEY}");
     let proxy = format!("http://{KEY}:1");
     let output = format!("{KEY}/file");
@@ -221,7 +223,34 @@ fn a_key_in_the_wrong_place_is_not_shown() {
         ),
     ] {
         let refused = run(rotate(&stand).args(args).envs(env));
-        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent; see --help")]);
+    }
+    assert_eq!(stand.connections(), 0);
+}
+
+#[test]
+fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
+    let stand = Stand::script(vec![]);
+    for id in [KEY, "sk-another", "SK-ANOTHER"] {
+        for (args, variable, named) in [(&[id][..], "", "CLIENT_ID"), (&[], id, "DOCSPACE_CLIENT_ID")] {
+            let mut command = program();
+            command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
+            let refused = run(command.env("DOCSPACE_CLIENT_ID", variable).args(args));
+            let error =
+                "this is an API key, which belongs in DOCSPACE_API_KEY alone; nothing was sent; see --help";
+            refused.is(2, "", &[&format!("docspace-rotate: {named}: {error}")]);
+            assert!(!refused.stderr.to_lowercase().contains("another"), "{refused}");
+        }
+    }
+    let upper = KEY.to_uppercase();
+    let (url, proxy) = (format!("http://{upper}"), format!("http://{upper}:1"));
+    for (args, proxy, named) in [
+        (&["--allow-http", "--url", &url][..], "", "the address"),
+        (&["--allow-http"], proxy.as_str(), "http_proxy"),
+    ] {
+        let refused = run(rotate(&stand).args(args).env("http_proxy", proxy));
+        let error = "is the key, which belongs in DOCSPACE_API_KEY alone; nothing was sent; see --help";
+        refused.is(2, "", &[&format!("docspace-rotate: {named} {error}")]);
     }
     assert_eq!(stand.connections(), 0);
 }
@@ -248,13 +277,13 @@ fn a_key_that_is_in_every_word_leaves_our_own_words_alone() {
         (KEY, &["--sk-4f1d"], "--sk-4f1d: no such option"),
     ] {
         let refused = run(rotate(&stand).args(args).env("DOCSPACE_API_KEY", key));
-        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent. Try --help")]);
+        refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent; see --help")]);
     }
-    let stand = Stand::script(vec![on("PATCH regenerate", reply("patch-404-unknown"))]);
+    let stand = Stand::script(vec![look(), on("PATCH regenerate", reply("patch-404-unknown"))]);
     let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", "0.0"));
     let error =
         "docspace-rotate: [hidden] answered [PATCH regenerate] with status 404 (Not Found: Client with id …";
-    refused.is(3, "", &["[PATCH regenerate] Status: 404", error]);
+    refused.is(3, "", &["[HEAD client] Status: 200", "[PATCH regenerate] Status: 404", error]);
 }
 
 #[cfg(unix)]

@@ -20,5 +20,6 @@ mod rotate;
 #[cfg(target_os = "linux")]
 mod scratch;
 mod signals;
+mod stale;
 mod tls;
 mod verify;

@@ -12,11 +12,13 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, json, line, on, reply, signed_in};
+use crate::portal::{
+    Act, SECRET, Stand, Step, good_run, held, http, json, line, looked, on, reply, signed_in,
+};
 use crate::run::{self, Folder, finish, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
-    Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]))
+    Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]))
 }
 
 fn to(stand: &Stand, file: &Path) -> Command {
@@ -61,9 +63,9 @@ fn without_a_secret_a_new_file_goes_and_an_old_one_stays_as_it_was() {
     let old = folder.file("old", "old content\n");
     let scripts: [fn() -> Vec<Step>; 4] = [
         || vec![on("GET token", reply("token-401"))],
-        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-404-unknown"))],
-        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-500"))],
-        || vec![on("GET token", reply("token-200")), on("PATCH regenerate", http("200 ", "", "{}"))],
+        || looked([on("PATCH regenerate", reply("patch-404-unknown"))]),
+        || looked([on("PATCH regenerate", reply("patch-500"))]),
+        || looked([on("PATCH regenerate", http("200 ", "", "{}"))]),
     ];
     for script in scripts {
         for file in [&folder.path("new"), &old] {
@@ -90,7 +92,7 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         (&missing, "No such file or directory"),
         (&slash, "it names a folder"),
         (&dot, "it names a folder"),
-        (&dangling, "it is a link to nothing"),
+        (&dangling, "it is a dangling symbolic link"),
         (Path::new("/proc/version"), "Permission denied"),
     ] {
         // Root may open anything that a file system lets be opened.
@@ -101,7 +103,7 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         let stand = Stand::script(vec![]);
         let refused = run(&mut to(&stand, file));
         let error = format!(
-            "docspace-rotate: can't write to --output {}: {why}; nothing was sent. Try --help",
+            "docspace-rotate: can't write to --output {}: {why}; nothing was sent; see --help",
             file.display().to_string().escape_debug()
         );
         refused.is(2, "", &[&error]);
@@ -196,7 +198,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     let hang = || {
         let (answer, step) = held("DELETE revoke", reply("delete-200"));
         let mut script = good_run();
-        script[2] = step;
+        script[3] = step;
         (answer, Stand::script(script))
     };
     let (answer, stand) = hang();
@@ -206,7 +208,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     let mut text = String::new();
     stdout.read_line(&mut text).unwrap();
     assert_eq!(text, line());
-    stand.wait_for(3);
+    stand.wait_for(4);
     assert!(child.try_wait().unwrap().is_none(), "the run ended before the revoke was answered");
     drop(answer);
     finish(&command, child).is(0, "", &[]);
@@ -216,7 +218,7 @@ fn the_secret_is_out_before_the_revoke_is_answered() {
     let (answer, stand) = hang();
     let mut command = to(&stand, &file);
     let child = start(&mut command);
-    stand.wait_for(3);
+    stand.wait_for(4);
     assert_eq!(fs::read_to_string(&file).unwrap(), line());
     drop(answer);
     finish(&command, child).is(0, "", &[]);
@@ -233,7 +235,7 @@ fn in_shell(stand: &Stand, words: &str) -> Command {
     command
 }
 
-const CLOSED: &str = "docspace-rotate: can't write to stdout: it is closed, so the secret would be lost; nothing was sent. Try --help";
+const CLOSED: &str = "docspace-rotate: can't write to stdout: it is closed, so the secret would be lost; nothing was sent; see --help";
 
 /// Rust replaces a closed stdout with /dev/null, and takes an error of one that can't be written
 /// for a success.
@@ -245,7 +247,10 @@ fn a_stdout_that_takes_nothing_is_2_and_nothing_is_sent() {
         let stand = Stand::script(vec![]);
         let output =
             words.strip_prefix("-o ").map(|words| format!("--output {}", words.split(' ').next().unwrap()));
-        let error = CLOSED.replace("stdout", output.as_deref().unwrap_or("stdout"));
+        let mut error = CLOSED.replace("stdout", output.as_deref().unwrap_or("stdout"));
+        if words.starts_with("1< ") {
+            error = error.replace("it is closed, so the secret would be lost", "it is open for reading only");
+        }
         run(&mut in_shell(&stand, words)).is(2, "", &[&error]);
         assert_eq!(stand.connections(), 0);
     }
@@ -280,7 +285,7 @@ fn the_key_is_not_overwritten() {
     let (link, hard_link) = (folder.path("link"), folder.path("hard-link"));
     symlink(&key, &link).unwrap();
     fs::hard_link(&key, &hard_link).unwrap();
-    let error = "docspace-rotate: the output is the file that holds the key; nothing was sent. Try --help";
+    let error = "docspace-rotate: the output is the file that holds the key; nothing was sent; see --help";
     let stand = Stand::script(vec![]);
     for output in [&key, &link, &hard_link] {
         let mut command = to(&stand, output);
@@ -341,10 +346,10 @@ fn a_file_that_took_the_place_of_a_new_one_stays() {
     let other = folder.file("other", "");
     let (answer, gate) = channel();
     let refused = vec![Act::Wait(gate), Act::Send(reply("patch-404-unknown"))];
-    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", refused)]));
+    let stand = Stand::script(looked([Step::Request("PATCH regenerate", refused)]));
     let mut command = to(&stand, &file);
     let child = start(&mut command);
-    stand.wait_for(2);
+    stand.wait_for(3);
     fs::rename(&other, &file).unwrap();
     drop(answer);
     let lost = finish(&command, child);
@@ -374,6 +379,55 @@ fn a_stderr_that_nobody_reads_costs_nothing() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), line());
 }
 
+/// Each line of the log waits for it for 0.2 s. Here the time is up during such a wait.
+#[test]
+fn a_stderr_that_nobody_reads_changes_no_status() {
+    let late = |request, milliseconds, bytes| {
+        Step::Request(request, vec![Act::Sleep(Duration::from_millis(milliseconds)), Act::Send(bytes)])
+    };
+    type Case<'a> =
+        (&'a [&'a str], fn(&dyn Fn(&'static str, u64, Vec<u8>) -> Step) -> Vec<Step>, i32, &'a str);
+    let secret = line();
+    let cases: [Case; 4] = [
+        (
+            &["--only", "regenerate"],
+            |late| looked([late("PATCH regenerate", 500, reply("patch-200"))]),
+            0,
+            &secret,
+        ),
+        (&[], |late| looked([late("PATCH regenerate", 500, reply("patch-404-unknown"))]), 3, ""),
+        (&["--check"], |late| signed_in([late("HEAD client", 700, reply("get-200"))]), 0, ""),
+        (&["--timeout", "0.1", "-o", "missing/file"], |_| vec![], 2, ""),
+    ];
+    for (args, script, status, stdout) in cases {
+        let attempt = || {
+            let (_reader, writer) = run::full_pipe();
+            let stand = Stand::script(script(&late));
+            let mut command = rotate(&stand);
+            command.args(["--timeout", "1"]).args(args).stdout(Stdio::piped()).stderr(writer);
+            let output = command.spawn().unwrap().wait_with_output().unwrap();
+            stand.need_no_more();
+            output.status.code() == Some(status) && output.stdout == stdout.as_bytes()
+        };
+        // On a busy machine the reply itself may come too late.
+        assert!((0..8).any(|_| attempt()), "{args:?}");
+    }
+}
+
+#[test]
+fn stderr_is_no_output() {
+    let folder = Folder::new();
+    let log = folder.path("log");
+    for path in [log.as_path(), Path::new("/dev/stderr")] {
+        let stand = Stand::script(vec![]);
+        let words = format!("-o {} 2> {}", path.display(), log.display());
+        let status = in_shell(&stand, &words).status().unwrap();
+        let error = fs::read_to_string(&log).unwrap();
+        assert_eq!(status.code(), Some(2), "{error}");
+        assert!(error.contains(": it is stderr, which gets the log; nothing was sent; "), "{error}");
+    }
+}
+
 /// Two runs at once, which the portal lets one of through.
 #[test]
 fn a_losing_run_takes_nothing_from_the_winning_one() {
@@ -381,10 +435,10 @@ fn a_losing_run_takes_nothing_from_the_winning_one() {
     let file = folder.path("file");
     let (answer, gate) = channel();
     let refused = Act::Send(reply("patch-400-concurrent"));
-    let loser = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Wait(gate), refused])]));
+    let loser = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Wait(gate), refused])]));
     let mut losing = to(&loser, &file);
     let child = start(&mut losing);
-    loser.wait_for(2);
+    loser.wait_for(3);
     let winner = Stand::script(good_run());
     run(&mut to(&winner, &file)).is(0, "", &[]);
     drop(answer);
@@ -397,10 +451,10 @@ fn a_losing_run_takes_nothing_from_the_winning_one() {
 fn meanwhile(file: &Path, meanwhile: impl FnOnce()) -> run::Run {
     let (answer, step) = held("PATCH regenerate", reply("patch-200"));
     let script = [step, on("DELETE revoke", reply("delete-200"))];
-    let stand = Stand::script(signed_in(script));
+    let stand = Stand::script(looked(script));
     let mut command = to(&stand, file);
     let child = start(&mut command);
-    stand.wait_for(2);
+    stand.wait_for(3);
     meanwhile();
     drop(answer);
     let done = finish(&command, child);
@@ -450,9 +504,9 @@ fn a_new_file_is_there_with_the_secret_or_not_at_all() {
 fn nothing_that_ends_the_run_leaves_a_file() {
     let folder = Folder::new();
     for signal in [libc::SIGKILL, libc::SIGHUP, libc::SIGTERM] {
-        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
+        let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut child = start(&mut to(&stand, &folder.path("file")));
-        stand.wait_for(2);
+        stand.wait_for(3);
         run::send(&child, signal);
         assert!(!child.wait().unwrap().success());
         assert!(folder.names().is_empty(), "{signal}: {:?}", folder.names());
@@ -466,10 +520,10 @@ fn a_failing_run_costs_another_one_nothing() {
     let file = folder.path("file");
     let (answer, gate) = channel();
     let refused = vec![Act::Wait(gate), Act::Send(reply("patch-400-concurrent"))];
-    let loser = Stand::script(signed_in([Step::Request("PATCH regenerate", refused)]));
+    let loser = Stand::script(looked([Step::Request("PATCH regenerate", refused)]));
     let mut losing = to(&loser, &file);
     let child = start(&mut losing);
-    loser.wait_for(2);
+    loser.wait_for(3);
     meanwhile(&file, || {
         drop(answer);
         let lost = finish(&losing, child);
@@ -486,7 +540,7 @@ fn a_non_blocking_stdout_is_waited_for() {
     // SAFETY: the descriptor is open.
     unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
     let object = format!(r#"{{"client_secret":"{SECRET}","more":"{}"}}"#, "y".repeat(60_000));
-    let stand = Stand::script(signed_in([on("PATCH regenerate", json(&object))]));
+    let stand = Stand::script(looked([on("PATCH regenerate", json(&object))]));
     let (over, noise) = (AtomicBool::new(false), writer.try_clone().unwrap());
     let mut command = rotate(&stand);
     command.args(["-q", "--json", "--only", "regenerate"]).stdout(writer).stderr(Stdio::piped());

@@ -3,9 +3,12 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::portal::{Act, BEARER, Certificates, KEY, Stand, Step, good_run, line};
+use crate::portal::{Act, BEARER, Certificates, KEY, Stand, Step, anew, good_run, line};
 use crate::proxies::{Proxy, Then};
 use crate::run::{self, Folder, Run, rotate, run};
+
+/// How an error of the proxy's ends.
+const PROXY: &str = "; the client's secret is unchanged; check the proxy and its user and password";
 
 /// A name that only the proxy knows a way to.
 const PORTAL: &str = "portal.invalid";
@@ -134,20 +137,22 @@ fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
             "http",
             http("407 Proxy Authentication Required"),
             3,
-            "refused the way to portal.invalid with status 407",
+            "refused to connect to portal.invalid with status 407",
         ),
-        ("http", http("403 Forbidden"), 3, "refused the way to portal.invalid with status 403"),
-        ("http", http("302 Found"), 3, "refused the way to portal.invalid with status 302"),
+        ("http", http("403 Forbidden"), 3, "refused to connect to portal.invalid with status 403"),
+        ("http", http("302 Found"), 3, "refused to connect to portal.invalid with status 302"),
         ("http", http("429 Too Many Requests"), 4, "proxy server responded 429"),
         ("http", http("502 Bad Gateway"), 4, "proxy server responded 502"),
         ("http", b"garbage\r\n\r\n".to_vec(), 4, "the reply is not HTTP"),
         ("http", vec![], 4, "proxy server did not respond"),
         // Connection not allowed by the rules; refused by the host.
-        ("socks5", vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
+        ("socks5", vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0], 3, "invalid: connection not allowed by ruleset; "),
         ("socks5", vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
+        // Rejected or failed; no identd; another user.
         ("socks4", vec![0, 91, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
+        ("socks4", vec![0, 92, 0, 0, 0, 0, 0, 0], 3, "refused to connect to portal.invalid: "),
+        ("socks4", vec![0, 93, 0, 0, 0, 0, 0, 0], 3, "refused to connect to portal.invalid: "),
     ] {
-        // A bearer's first request is the PATCH: it has not been sent.
         let scene = Scene::new(vec![]);
         let proxy = scene.proxy(Then::Answer(answer, Duration::ZERO));
         let credentials = if scheme == "socks4" { "" } else { "user:hush@" };
@@ -157,36 +162,48 @@ fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
         let done = run_hiding("hush", &mut command);
         assert_eq!((done.status, done.stdout.as_str()), (Some(status), ""), "{done}");
         assert!(done.error().contains(said), "{done}");
-        assert!(done.error().contains(&format!("the proxy {}", proxy.at)), "{done}");
+        assert!(done.error().contains(&format!("the proxy {} from HTTPS_PROXY", proxy.at)), "{done}");
+        let next = if status == 3 { PROXY } else { "; run again later" };
+        assert!(done.error().ends_with(next), "{done}");
         assert_eq!(proxy.asked().len(), 1);
     }
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = "127.0.0.1:1";
     let scene = Scene::new(vec![]);
     let value = format!("user:hush@{closed}");
     let done = run_hiding("hush", scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.9"]));
     assert_eq!(done.status, Some(4), "{done}");
-    assert!(done.error().contains(&format!("Connection refused (through the proxy {closed})")), "{done}");
+    assert!(
+        done.error().contains(&format!("Connection refused (through the proxy {closed} from HTTPS_PROXY)")),
+        "{done}"
+    );
 }
 
 #[test]
-fn a_wrong_password_at_a_socks_proxy_is_3() {
+fn a_socks_proxy_that_lets_nobody_or_not_us_in_is_3() {
     // The proxy's answers to the greeting and to the password are all that it says.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    let proxy = std::thread::spawn(move || {
-        use std::io::{Read, Write};
-        let (mut client, _) = listener.accept().unwrap();
-        client.read_exact(&mut [0; 4]).unwrap();
-        client.write_all(&[5, 2]).unwrap();
-        let _ = client.read(&mut [0; 512]);
-        client.write_all(&[1, 1]).unwrap();
-    });
-    let scene = Scene::new(vec![]);
-    let done = run_hiding("hush", &mut scene.rotate("HTTPS_PROXY", &format!("socks5://user:hush@{at}")));
-    proxy.join().unwrap();
-    assert_eq!(done.status, Some(3), "{done}");
-    let error = format!("docspace-rotate: the proxy {at} refused the way to portal.invalid: ");
-    assert!(done.error().starts_with(&error), "{done}");
+    for (answers, why) in [
+        (vec![[5, 2], [1, 1]], "password authentication failed"),
+        (vec![[5, 0xff]], "no acceptable auth methods"),
+        (vec![[5, 1]], "unknown auth method"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let proxy = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            let (mut client, _) = listener.accept().unwrap();
+            for answer in answers {
+                assert_ne!(client.read(&mut [0; 512]).unwrap(), 0);
+                client.write_all(&answer).unwrap();
+            }
+        });
+        let scene = Scene::new(vec![]);
+        let done = run_hiding("hush", &mut scene.rotate("HTTPS_PROXY", &format!("socks5://user:hush@{at}")));
+        proxy.join().unwrap();
+        let error = format!(
+            "docspace-rotate: the proxy {at} from HTTPS_PROXY refused to connect to portal.invalid: {why}{PROXY}"
+        );
+        done.is(3, "", &[&error]);
+    }
 }
 
 /// Each piece of its answer comes in time, all of it does not.
@@ -198,16 +215,25 @@ fn a_slow_proxy_is_held_to_the_limit() {
     let value = format!("http://{}", proxy.at);
     let done = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.5"]));
     assert_eq!(done.status, Some(4), "{done}");
-    assert!(done.error().contains(": timed out during [GET token] at portal.invalid; "), "{done}");
+    assert!(
+        done.error().contains(&format!(
+            ": timed out during [GET token] at portal.invalid through the proxy {}; ",
+            proxy.at
+        )),
+        "{done}"
+    );
 }
 
 #[test]
 fn beyond_the_proxy_all_is_as_without_one() {
     let folder = Folder::new();
     for (script, status, said) in [
-        (vec![Step::Secured(vec![Act::Reset])], 7, "did not answer [PATCH regenerate]"),
-        (vec![Step::Request("PATCH regenerate", vec![Act::Close])], 7, "did not answer [PATCH regenerate]"),
-        (vec![Step::Accepted(vec![Act::Reset])], 4, "was not reached for [PATCH regenerate]"),
+        (
+            anew([Step::Request("PATCH regenerate", vec![Act::Close])]),
+            7,
+            "gave no usable answer to [PATCH regenerate]",
+        ),
+        (anew([Step::Accepted(vec![Act::Reset])]), 4, "was not reached for [PATCH regenerate]"),
     ] {
         let scene = Scene::new(script);
         let proxy = scene.proxy(Then::Through);
@@ -224,7 +250,10 @@ fn beyond_the_proxy_all_is_as_without_one() {
     let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
     let done = run(command.arg("--cacert").arg(other));
     assert_eq!(done.status, Some(3), "{done}");
-    assert!(done.error().contains("is not to be trusted: invalid peer certificate: UnknownIssuer"), "{done}");
+    assert!(
+        done.error().contains(" from HTTPS_PROXY failed: invalid peer certificate: UnknownIssuer; "),
+        "{done}"
+    );
 }
 
 /// The limit on reaching a proxy is over, and the way through it stands.
@@ -232,7 +261,7 @@ fn beyond_the_proxy_all_is_as_without_one() {
 fn a_way_that_stands_is_held_to_no_limit_of_the_proxys() {
     let mut script = good_run();
     let late = vec![Act::Sleep(Duration::from_millis(1500)), Act::Send(crate::portal::reply("delete-200"))];
-    script[2] = Step::Request("DELETE revoke", late);
+    script[3] = Step::Request("DELETE revoke", late);
     let scene = Scene::new(script);
     let proxy = scene.proxy(Then::Through);
     let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::portal::{CLIENT, KEY, SECRET, Stand, Step, good_run, held, http, on, reply, signed_in};
+use crate::portal::{CLIENT, KEY, SECRET, Stand, Step, good_run, held, http, looked, on, reply, signed_in};
 use crate::run::{self, Folder, run};
 
 fn readme() -> String {
@@ -42,14 +42,14 @@ fn path_with(store: &str, says: &str, status: i32) -> Folder {
 fn runs() -> Vec<(i32, Vec<Step>, bool)> {
     let proof = || on("POST introspect", reply("introspect-200"));
     let mut kept = good_run();
-    kept[2] = on("DELETE revoke", reply("delete-403-unsigned"));
+    kept[3] = on("DELETE revoke", reply("delete-403-unsigned"));
     let busy = on("PATCH regenerate", http("429 ", "Retry-After: 3600", ""));
     vec![
         (0, good_run().into_iter().chain([proof()]).collect(), true),
         (3, vec![on("GET token", reply("token-401"))], false),
-        (4, signed_in([busy]), false),
+        (4, looked([busy]), false),
         (5, kept, true),
-        (7, signed_in([on("PATCH regenerate", reply("patch-500"))]), false),
+        (7, looked([on("PATCH regenerate", reply("patch-500"))]), false),
         (8, good_run().into_iter().chain([on("POST introspect", reply("introspect-401"))]).collect(), true),
     ]
 }
@@ -177,7 +177,7 @@ fn kubernetes() {
     assert_eq!(args.len(), 2, "{args:?}");
     let key = folder.file("key", KEY);
     let scripts = [
-        signed_in([on("PATCH regenerate", reply("patch-200"))]),
+        looked([on("PATCH regenerate", reply("patch-200"))]),
         signed_in([on("DELETE revoke", reply("delete-200"))]),
     ];
     for (args, script) in args.iter().zip(scripts) {
@@ -220,11 +220,11 @@ fn a_cancelled_job_stores_what_came() {
         let script = block(section, opening);
         let (_, mut steps, _) = runs().swap_remove(0);
         let (answer, step) = held("DELETE revoke", reply("delete-200"));
-        steps[2] = step;
+        steps[3] = step;
         let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
         let mut command = shell(program, &path, &stand, &script);
         let child = run::start(&mut command);
-        stand.wait_for(3);
+        stand.wait_for(4);
         run::send(&child, libc::SIGTERM);
         drop(answer);
         child.wait_with_output().unwrap();

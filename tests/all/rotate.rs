@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::portal::{
     Act, BEARER, CLIENT, KEY, LOG, Request, SECRET, SIGNATURE, Stand, Step, good_run, held, http, json, line,
-    on, reply, signed_in,
+    look, looked, on, reply, signed_in,
 };
 use crate::run::{self, rotate, run};
 
@@ -14,16 +14,15 @@ fn names(stand: &Stand) -> Vec<String> {
 }
 
 #[test]
-fn an_api_key_signs_in_and_does_both_calls_on_one_connection() {
+fn an_api_key_signs_in_looks_and_does_both_calls_on_one_connection() {
     let stand = Stand::script(good_run());
     run(&mut rotate(&stand)).is(0, &line(), &LOG);
 
     let requests = stand.requests();
     let targets: Vec<&str> = requests.iter().map(|r| r.target.as_str()).collect();
     let client = format!("/api/2.0/clients/{CLIENT}");
-    let wanted =
-        ["/api/2.0/security/oauth2/token", &format!("{client}/regenerate"), &format!("{client}/revoke")];
-    assert_eq!(targets, wanted);
+    let calls = [format!("{client}/regenerate"), format!("{client}/revoke")];
+    assert_eq!(targets, ["/api/2.0/security/oauth2/token", &client, &calls[0], &calls[1]]);
     for request in &requests {
         assert_eq!(request.connection, 1);
         assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));
@@ -31,6 +30,7 @@ fn an_api_key_signs_in_and_does_both_calls_on_one_connection() {
         assert_eq!(request.header("x-signature"), signature);
         let agent = concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"));
         assert_eq!(request.header("user-agent"), Some(agent));
+        assert_eq!(request.header("accept"), Some("application/json"));
         assert_eq!(request.header("accept-encoding"), None);
         assert_eq!(request.header("host"), Some(stand.at.to_string().as_str()));
         let length = (request.method == "PATCH").then_some("0");
@@ -41,8 +41,9 @@ fn an_api_key_signs_in_and_does_both_calls_on_one_connection() {
 }
 
 #[test]
-fn another_bearer_does_the_two_documented_calls_and_no_more() {
+fn another_bearer_looks_and_does_the_two_documented_calls_and_no_more() {
     let stand = Stand::script(vec![
+        look(),
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", reply("delete-200")),
     ]);
@@ -59,20 +60,30 @@ fn another_bearer_signs_in_when_a_call_is_refused() {
     for refusal in [http("401 Unauthorized", "", ""), reply("patch-403-unsigned"), reply("patch-429")] {
         let status = String::from_utf8_lossy(&refusal[9..12]).into_owned();
         let mut steps = good_run();
-        steps.insert(0, on("PATCH regenerate", refusal));
+        steps.insert(0, on("HEAD client", refusal.clone()));
         let stand = Stand::script(steps);
-        let refused = format!("[PATCH regenerate] Status: {status}, so signing in first");
+        let refused = format!("[HEAD client] Status: {status}, so signing in first");
         let log = [&[refused.as_str()][..], &LOG].concat();
         run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(0, &line(), &log);
         let signed: Vec<bool> = stand.requests().iter().map(|r| r.header("x-signature").is_some()).collect();
-        assert_eq!(signed, [false, false, true, true]);
+        assert_eq!(signed, [false, false, true, true, true]);
         assert_eq!(stand.connections(), 1);
+
+        // The look may be let through unsigned, and the PATCH not.
+        let mut steps = good_run();
+        steps.remove(1);
+        steps.splice(0..0, [look(), on("PATCH regenerate", refusal)]);
+        let stand = Stand::script(steps);
+        let refused = format!("[PATCH regenerate] Status: {status}, so signing in first");
+        let log = [LOG[1], &refused, LOG[0], LOG[2], LOG[3], LOG[4], LOG[5]];
+        run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(0, &line(), &log);
     }
 }
 
 #[test]
 fn another_bearer_may_be_refused_only_at_the_revoke() {
     let stand = Stand::script(vec![
+        look(),
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", reply("delete-403-unsigned")),
         on("GET token", reply("token-200")),
@@ -81,17 +92,16 @@ fn another_bearer_may_be_refused_only_at_the_revoke() {
     run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER)).is(
         0,
         &line(),
-        &[LOG[1], LOG[2], "[DELETE revoke] Status: 403, so signing in first", LOG[0], LOG[3], LOG[4]],
+        &[LOG[1], LOG[2], LOG[3], "[DELETE revoke] Status: 403, so signing in first", LOG[0], LOG[4], LOG[5]],
     );
 }
 
 #[test]
 fn a_signed_call_that_is_refused_is_refused() {
     for key in [KEY, BEARER] {
-        let mut steps =
-            vec![on("GET token", reply("token-200")), on("PATCH regenerate", reply("patch-403-denied"))];
+        let mut steps = looked([on("PATCH regenerate", reply("patch-403-denied"))]);
         if key == BEARER {
-            steps.insert(0, on("PATCH regenerate", reply("patch-403-unsigned")));
+            steps.insert(0, on("HEAD client", reply("patch-403-unsigned")));
         }
         let stand = Stand::script(steps);
         let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", key));
@@ -141,28 +151,39 @@ fn a_portal_without_sign_in_gets_the_key_alone() {
         let status = format!("[GET token] Status: {}", String::from_utf8_lossy(&answer[9..12]));
         let stand = Stand::script(vec![
             on("GET token", answer),
+            look(),
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", reply("delete-200")),
         ]);
         let alone = "This portal has no sign-in: going on with the key alone.";
-        run(&mut rotate(&stand)).is(0, &line(), &[&status, alone, LOG[1], LOG[2], LOG[3], LOG[4]]);
+        run(&mut rotate(&stand)).is(0, &line(), &[&status, alone, LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]]);
         assert!(stand.requests().iter().all(|r| r.header("x-signature").is_none()));
     }
 }
 
 #[test]
 fn no_call_signs_in_twice_and_both_answers_are_named() {
-    let unsigned = || on("PATCH regenerate", reply("patch-403-unsigned"));
-    let stand = Stand::script(vec![on("GET token", http("404 Not Found", "", "")), unsigned()]);
-    let refused = run(&mut rotate(&stand));
-    let error = "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 403, and [GET token] with status 404; \
+    let error = "docspace-rotate: 127.0.0.1 answered [HEAD client] with status 403, and [GET token] with status 404; \
         the client's secret is unchanged; check the address, CA, key and client id";
-    assert_eq!((refused.status, refused.error()), (Some(3), error), "{refused}");
+    for (name, before) in [("HEAD client", vec![]), ("PATCH regenerate", vec![look()])] {
+        let error = error.replace("HEAD client", name);
+        let unsigned = || on(name, reply("patch-403-unsigned"));
+        let mut script = vec![on("GET token", http("404 Not Found", "", ""))];
+        script.extend(before);
+        script.push(unsigned());
+        let stand = Stand::script(script);
+        let refused = run(&mut rotate(&stand));
+        assert_eq!((refused.status, refused.error()), (Some(3), error.as_str()), "{refused}");
 
-    let stand = Stand::script(vec![unsigned(), on("GET token", reply("token-401"))]);
-    let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER));
-    let error = error.replace("404", "401");
-    assert_eq!((refused.status, refused.error()), (Some(3), error.as_str()), "{refused}");
+        let mut script = vec![unsigned(), on("GET token", reply("token-401"))];
+        if name == "PATCH regenerate" {
+            script.insert(0, look());
+        }
+        let stand = Stand::script(script);
+        let refused = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER));
+        let error = error.replace("404", "401");
+        assert_eq!((refused.status, refused.error()), (Some(3), error.as_str()), "{refused}");
+    }
 }
 
 #[test]
@@ -195,14 +216,14 @@ fn a_refused_regenerate_revokes_nothing() {
         (http("400 ", "", format!(r#"{{"title":"you sent {KEY}"}}"#)), "400 ([hidden])"),
         (http("400 ", "", r#"{"client_secret":"hush"#), "400"),
     ] {
-        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
+        let stand = Stand::script(looked([on("PATCH regenerate", answer)]));
         let mut command = rotate(&stand);
         let refused = run(&mut command);
         let status = format!("[PATCH regenerate] Status: {}", &said[..3]);
         let error = format!(
             "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status {said}; the client's secret is unchanged; check the address, CA, key and client id"
         );
-        refused.is(3, "", &[LOG[0], &status, &error]);
+        refused.is(3, "", &[LOG[0], LOG[1], &status, &error]);
         assert!(!refused.stderr.contains("hush"), "{refused}");
     }
 }
@@ -211,30 +232,25 @@ fn a_refused_regenerate_revokes_nothing() {
 fn a_redirect_is_not_followed_and_its_target_is_named() {
     let other = Stand::script(vec![]);
     let location = format!("Location: {}/api/2.0/x?key=hush", other.url());
-    let stand = Stand::script(signed_in([on(
-        "PATCH regenerate",
-        http("307 Temporary Redirect", &location, "moved"),
-    )]));
+    let stand = Stand::script(looked([on("PATCH regenerate", http("307 Moved", &location, "moved"))]));
     let refused = run(&mut rotate(&stand));
     let error = format!(
         "docspace-rotate: 127.0.0.1 redirects [PATCH regenerate] (status 307) to {}/api/2.0/x: give --url the portal's own address; \
         the client's secret is unchanged; check the address, CA, key and client id",
         other.url()
     );
-    refused.is(3, "", &[LOG[0], "[PATCH regenerate] Status: 307", &error]);
+    refused.is(3, "", &[LOG[0], LOG[1], "[PATCH regenerate] Status: 307", &error]);
     assert_eq!(other.connections(), 0);
 }
 
 #[test]
 fn a_refused_revoke_is_5_and_the_secret_is_handed_over() {
-    let stand = Stand::script(signed_in([
+    let stand = Stand::script(looked([
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", reply("delete-403-unsigned")),
     ]));
     run(&mut rotate(&stand)).is(5, &line(), &[
-        LOG[0],
-        LOG[1],
-        LOG[2],
+        LOG[0], LOG[1], LOG[2], LOG[3],
         "[DELETE revoke] Status: 403",
         "docspace-rotate: 127.0.0.1 answered [DELETE revoke] with status 403; the new secret is handed over, \
             but the consent may still be in force; run again with --only revoke",
@@ -243,7 +259,7 @@ fn a_refused_revoke_is_5_and_the_secret_is_handed_over() {
 
 #[test]
 fn a_short_secret_echoed_by_a_refused_revoke_is_not_shown() {
-    let stand = Stand::script(signed_in([
+    let stand = Stand::script(looked([
         on("PATCH regenerate", json(r#"{"client_secret":"pass-one"}"#)),
         on("DELETE revoke", http("400 ", "", r#"{"title":"it is Pass-One"}"#)),
     ]));
@@ -254,7 +270,7 @@ fn a_short_secret_echoed_by_a_refused_revoke_is_not_shown() {
 
 #[test]
 fn a_secret_echoed_by_a_refused_revoke_is_not_shown() {
-    let stand = Stand::script(signed_in([
+    let stand = Stand::script(looked([
         on("PATCH regenerate", reply("patch-200")),
         on("DELETE revoke", http("400 ", "", format!(r#"{{"detail":"the secret is {SECRET}"}}"#))),
     ]));
@@ -275,17 +291,17 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
         (json(r#"{"client_secret":7}"#), "and a client_secret that is no usable secret"),
         (json(wide), "and a client_secret that is no usable secret"),
     ] {
-        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
+        let stand = Stand::script(looked([on("PATCH regenerate", answer)]));
         let error = format!(
             "docspace-rotate: 127.0.0.1 answered [PATCH regenerate] with status 200 {why}; the client may or may not \
-            have a new secret; treat the old one as revoked and run again in a few minutes"
+            have a new secret; treat the old secret as revoked and run again in a few minutes"
         );
-        run(&mut rotate(&stand)).is(7, "", &[LOG[0], LOG[1], &error]);
+        run(&mut rotate(&stand)).is(7, "", &[LOG[0], LOG[1], LOG[2], &error]);
     }
     for (answer, status) in
         [(reply("patch-500"), "500"), (reply("gateway-502"), "502"), (http("204 ", "", ""), "204")]
     {
-        let stand = Stand::script(signed_in([on("PATCH regenerate", answer)]));
+        let stand = Stand::script(looked([on("PATCH regenerate", answer)]));
         let unknown = run(&mut rotate(&stand));
         assert_eq!((unknown.status, unknown.stdout.as_str()), (Some(7), ""), "{unknown}");
         assert!(unknown.error().contains(&format!("with status {status}")), "{unknown}");
@@ -296,7 +312,7 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
 fn a_portal_that_is_not_there_is_4() {
     let stand = Stand::script(vec![]);
     let missed = run(rotate(&stand).args(["--timeout", "0.2", "--url", "http://127.0.0.1:1"]));
-    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused, and the wait of 1 s before the next attempt would pass the limit of 0.2 s; the client's secret is unchanged; run again later"]);
+    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused, and the wait of 1 s before the next attempt would exceed the time limit of 0.2 s; the client's secret is unchanged; run again later"]);
 }
 
 #[cfg(target_os = "linux")]
@@ -304,13 +320,13 @@ fn a_portal_that_is_not_there_is_4() {
 fn the_program_stays_on_one_thread() {
     let (waiting, step) = held("PATCH regenerate", reply("patch-200"));
     let mut steps = good_run();
-    steps[1] = step;
+    steps[2] = step;
     let stand = Stand::script(steps);
     let command = &mut rotate(&stand);
     // A name, so that there is a look-up, and a limit, which could start a thread for it.
     command.args(["--timeout", "60", "--url", &format!("http://localhost:{}", stand.at.port())]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    stand.wait_for(2);
+    stand.wait_for(3);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(waiting);
     run::finish(command, child).is(0, &line(), &LOG);
@@ -326,14 +342,14 @@ fn the_base_path_stands_before_every_path() {
 
 #[test]
 fn only_regenerate() {
-    let stand = Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]));
-    run(rotate(&stand).args(["--only", "regenerate"])).is(0, &line(), &LOG[..3]);
+    let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
+    run(rotate(&stand).args(["--only", "regenerate"])).is(0, &line(), &LOG[..4]);
 }
 
 #[test]
 fn only_revoke() {
     let stand = Stand::script(signed_in([on("DELETE revoke", reply("delete-200"))]));
-    run(rotate(&stand).args(["--only", "revoke"])).is(0, "", &[LOG[0], LOG[3], LOG[4]]);
+    run(rotate(&stand).args(["--only", "revoke"])).is(0, "", &[LOG[0], LOG[4], LOG[5]]);
     assert_eq!(names(&stand), ["GET token", "DELETE revoke"]);
 
     let stand = Stand::script(signed_in([on("DELETE revoke", reply("delete-403-unsigned"))]));
@@ -358,10 +374,8 @@ fn a_wrapped_reply_gives_the_same_secret() {
     let wrapped = format!(r#"{{"response":{{"client_secret":"{SECRET}"}},"count":1,"status":0}}"#);
     let kind = "Content-Type: application/json; charset=utf-8";
     for answer in [json(&wrapped), http("200 OK", kind, format!(" {wrapped}\r\n"))] {
-        let stand = Stand::script(signed_in([
-            on("PATCH regenerate", answer),
-            on("DELETE revoke", reply("delete-200")),
-        ]));
+        let stand =
+            Stand::script(looked([on("PATCH regenerate", answer), on("DELETE revoke", reply("delete-200"))]));
         run(rotate(&stand).arg("-q")).is(0, &line(), &[]);
     }
 }
@@ -378,10 +392,8 @@ fn json_is_the_object_on_one_line_without_a_character_that_a_terminal_obeys() {
             format!(r#"{{"client_secret":"{SECRET}","note":"\u009b31m \ud83d\ude00 \u00e9 \u001b"}}"#),
         ),
     ] {
-        let stand = Stand::script(signed_in([
-            on("PATCH regenerate", answer),
-            on("DELETE revoke", reply("delete-200")),
-        ]));
+        let stand =
+            Stand::script(looked([on("PATCH regenerate", answer), on("DELETE revoke", reply("delete-200"))]));
         run(rotate(&stand).arg("--json")).is(0, &format!("{object}\n"), &LOG);
     }
 }
@@ -394,7 +406,7 @@ fn a_new_secret_in_an_error_is_not_shown() {
         ("502", format!("<html>secret: {}</html>", &SECRET[..12])),
         ("500", quoted.to_owned()),
     ] {
-        let stand = Stand::script(signed_in([on("PATCH regenerate", http(status, "", body))]));
+        let stand = Stand::script(looked([on("PATCH regenerate", http(status, "", body))]));
         let unknown = run(&mut rotate(&stand));
         assert_eq!(unknown.status, Some(7), "{unknown}");
         assert!(unknown.error().contains(&format!("with status {status}; ")), "{unknown}");
@@ -419,12 +431,12 @@ fn a_page_that_answers_the_revoke_is_no_success() {
     for page in ["<html>login</html>", r#"{"error":{"message":"denied"},"statusCode":403}"#] {
         let stand = Stand::script(signed_in([on("DELETE revoke", http("200 OK", "", page))]));
         let refused = run(rotate(&stand).args(["--only", "revoke"]));
-        let error = "docspace-rotate: 127.0.0.1 answered [DELETE revoke] with status 200 and a page that no portal sends; …";
-        refused.is(3, "", &[LOG[0], LOG[3], error]);
+        let error = "docspace-rotate: 127.0.0.1 answered [DELETE revoke] with status 200 and a body that is not a portal's; …";
+        refused.is(3, "", &[LOG[0], LOG[4], error]);
         let mut script = good_run();
-        script[2] = on("DELETE revoke", http("200 OK", "", page));
+        script[3] = on("DELETE revoke", http("200 OK", "", page));
         let stand = Stand::script(script);
-        run(&mut rotate(&stand)).is(5, &line(), &[LOG[0], LOG[1], LOG[2], LOG[3], error]);
+        run(&mut rotate(&stand)).is(5, &line(), &[LOG[0], LOG[1], LOG[2], LOG[3], LOG[4], error]);
     }
 }
 
@@ -444,7 +456,7 @@ fn the_longest_key_and_signature_are_sent() {
 #[test]
 fn half_a_key_in_a_whole_reply_is_not_shown() {
     let detail = format!(r#"{{"detail":"bad key {}"}}"#, &KEY[..12]);
-    let stand = Stand::script(signed_in([on("PATCH regenerate", http("403 ", "", detail))]));
+    let stand = Stand::script(looked([on("PATCH regenerate", http("403 ", "", detail))]));
     let refused = run(&mut rotate(&stand));
     assert!(refused.error().contains("with status 403 ([hidden]); "), "{refused}");
 }

@@ -121,7 +121,7 @@ fn its_own_roots_trust_no_unknown_ca() {
     refused.is(
         3,
         "",
-        &["docspace-rotate: 127.0.0.1 is not to be trusted: invalid peer certificate: UnknownIssuer; …"],
+        &["docspace-rotate: the TLS handshake with 127.0.0.1 failed: invalid peer certificate: UnknownIssuer; …"],
     );
 }
 
@@ -248,7 +248,7 @@ fn a_read_only_root_with_a_mounted_output() {
     assert_eq!(fs::read_to_string(&output).unwrap(), line());
     let stand = Stand::script(vec![]);
     let refused = run(in_root(&root, &stand.url()).args(["--output", "/other"]));
-    refused.is(2, "", &["docspace-rotate: can't write to --output /other: Read-only file system; nothing was sent. Try --help"]);
+    refused.is(2, "", &["docspace-rotate: can't write to --output /other: Read-only file system; nothing was sent; see --help"]);
     for path in [&mounted, root.as_ref()] {
         let path = CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: a plain system call; the string outlives it.
@@ -264,15 +264,15 @@ fn as_process_1_it_ends_at_a_signal() {
     let root = root();
     let (_answer, step) = held("PATCH regenerate", reply("patch-200"));
     let mut script = good_run();
-    script.truncate(2);
-    script[1] = step;
+    script.truncate(3);
+    script[2] = step;
     let stand = Stand::script(script);
     let mut command = Command::new("unshare");
     command.env_clear().args(["--pid", "--fork", "--kill-child", "--root"]).arg(root.as_ref());
     command.args(["/docspace-rotate", "-q", CLIENT]);
     command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
     let child = start(&mut command);
-    stand.wait_for(2);
+    stand.wait_for(3);
     let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, on, reply, signed_in};
+use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, looked, on, reply};
 use crate::run::{self, Folder, finish, send, start};
 
 /// The program, to which no signal is ignored whatever runs the tests.
@@ -29,7 +29,7 @@ fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
     let (answer, gate) = channel();
     let mut script = good_run();
     if args.contains(&"revoke") {
-        script.remove(1);
+        script.drain(1..3);
     }
     script.truncate(request);
     if let Some(Step::Request(_, acts)) = script.last_mut() {
@@ -50,14 +50,15 @@ fn each_step_is_named_with_the_state_that_it_leaves() {
     let unchanged = "the client's secret is unchanged; run again later";
     for (request, args, what, stdout) in [
         (1, &[][..], format!("during [GET token] at 127.0.0.1; {unchanged}"), String::new()),
+        (2, &[], format!("during [HEAD client] at 127.0.0.1; {unchanged}"), String::new()),
         (
-            2,
+            3,
             &[],
-            "during [PATCH regenerate] at 127.0.0.1; the client may or may not have a new secret; treat the old one as revoked and run again in a few minutes".to_owned(),
+            "during [PATCH regenerate] at 127.0.0.1; the client may or may not have a new secret; treat the old secret as revoked and run again in a few minutes".to_owned(),
             String::new(),
         ),
         (
-            3,
+            4,
             &[],
             "during [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke".to_owned(),
             format!("{SECRET}\n"),
@@ -75,7 +76,7 @@ fn each_step_is_named_with_the_state_that_it_leaves() {
 
 #[test]
 fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
-    let stand = Stand::script(signed_in([on("PATCH regenerate", http("429 ", "Retry-After: 60", ""))]));
+    let stand = Stand::script(looked([on("PATCH regenerate", http("429 ", "Retry-After: 60", ""))]));
     let mut command = rotate(&stand);
     let mut child = start(&mut command);
     read_until(&mut child, "trying again in 60 s\n");
@@ -98,7 +99,7 @@ fn read_until(child: &mut Child, text: &str) {
 #[test]
 fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
     let mut script = good_run();
-    script[2] = on("DELETE revoke", http("429 ", "Retry-After: 60", ""));
+    script[3] = on("DELETE revoke", http("429 ", "Retry-After: 60", ""));
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     let mut child = start(&mut command);
@@ -126,7 +127,7 @@ fn a_signal_before_anything_is_sent_says_so() {
 #[test]
 fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
     let (_reader, writer) = run::full_pipe();
-    let stand = Stand::script(signed_in([on("PATCH regenerate", reply("patch-200"))]));
+    let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
     let mut command = rotate(&stand);
     let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     read_until(&mut child, "Client secret has been regenerated.\n");
@@ -139,10 +140,10 @@ fn a_signal_while_the_secret_is_written_does_not_call_it_handed_over() {
 fn a_file_that_another_run_has_filled_stays() {
     let folder = Folder::new();
     let file = folder.path("file");
-    let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
+    let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
     let mut command = rotate(&stand);
     let child = start(command.arg("-q").arg("--output").arg(&file));
-    stand.wait_for(2);
+    stand.wait_for(3);
     fs::write(&file, "another run's\n").unwrap();
     send(&child, libc::SIGTERM);
     let done = finish(&command, child);
@@ -155,15 +156,15 @@ fn a_new_file_goes_and_one_with_the_secret_stays() {
     let folder = Folder::new();
     let file = folder.path("file");
     let name = file.to_str().unwrap();
-    let done = end_at(2, libc::SIGTERM, &["--output", name]);
+    let done = end_at(3, libc::SIGTERM, &["--output", name]);
     assert_eq!(done.status, Some(143), "{done}");
     assert!(folder.names().is_empty(), "{:?}", folder.names());
-    let done = end_at(3, libc::SIGTERM, &["--output", name]);
+    let done = end_at(4, libc::SIGTERM, &["--output", name]);
     assert_eq!(done.status, Some(143), "{done}");
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("{SECRET}\n"));
     // What was there before the run is never removed.
     fs::write(&file, "old\n").unwrap();
-    let done = end_at(2, libc::SIGTERM, &["--output", name]);
+    let done = end_at(3, libc::SIGTERM, &["--output", name]);
     assert_eq!(done.status, Some(143), "{done}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "old\n");
 }
@@ -172,7 +173,7 @@ fn a_new_file_goes_and_one_with_the_secret_stays() {
 fn a_signal_that_the_caller_ignores_stays_ignored() {
     let (answer, step) = held("PATCH regenerate", reply("patch-200"));
     let mut script = good_run();
-    script[1] = step;
+    script[2] = step;
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     // SAFETY: signal(2) may be called between fork and exec.
@@ -183,7 +184,7 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
         });
     }
     let child = start(command.arg("-q"));
-    stand.wait_for(2);
+    stand.wait_for(3);
     send(&child, libc::SIGINT);
     drop(answer);
     finish(&command, child).is(0, &format!("{SECRET}\n"), &[]);
@@ -220,7 +221,7 @@ fn an_inherited_alarm_does_no_harm() {
         inherit(&mut command);
         run::run(command.arg("-q")).is(0, &format!("{SECRET}\n"), &[]);
 
-        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
+        let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut command = rotate(&stand);
         inherit(&mut command);
         let done = run::run(command.args(["-q", "--timeout", "0.5"]));
@@ -236,9 +237,9 @@ fn an_inherited_alarm_does_no_harm() {
 fn a_full_stderr_holds_no_signal_up() {
     for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGALRM, 7)] {
         let (_reader, writer) = run::full_pipe();
-        let stand = Stand::script(signed_in([Step::Request("PATCH regenerate", vec![Act::Hang])]));
+        let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut child = rotate(&stand).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
-        stand.wait_for(2);
+        stand.wait_for(3);
         send(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
     }
@@ -253,8 +254,8 @@ fn as_process_1_it_ends_all_the_same() {
         return;
     }
     let mut script = good_run();
-    script.truncate(2);
-    script[1] = Step::Request("PATCH regenerate", vec![Act::Hang]);
+    script.truncate(3);
+    script[2] = Step::Request("PATCH regenerate", vec![Act::Hang]);
     let stand = Stand::script(script);
     let plain = rotate(&stand);
     let mut command = Command::new("unshare");
@@ -265,7 +266,7 @@ fn as_process_1_it_ends_all_the_same() {
         }
     }
     let child = start(command.arg("-q"));
-    stand.wait_for(2);
+    stand.wait_for(3);
     let inner = run::process_1(&child);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);

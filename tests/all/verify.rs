@@ -4,9 +4,7 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::portal::{
-    Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, on, reply, signed_in,
-};
+use crate::portal::{Act, CLIENT, LOG, SECRET, Stand, Step, good_run, http, json, line, looked, on, reply};
 use crate::run::{self, Run, rotate, run};
 
 fn verified(acts: Vec<Act>) -> (Stand, Run) {
@@ -33,7 +31,7 @@ fn a_live_secret_is_0() {
 
 #[test]
 fn it_goes_below_the_address_and_after_the_hand_over_alone_too() {
-    let stand = Stand::script(signed_in([
+    let stand = Stand::script(looked([
         on("PATCH regenerate", json(r#"{"client_secret":"a+b&c=d"}"#)),
         on("POST introspect", reply("introspect-200")),
     ]));
@@ -81,10 +79,10 @@ fn what_could_not_be_asked_is_8() {
         ),
         (
             vec![Act::Send(reply("delete-503"))],
-            "with status 503, and the wait of 1 s before the next attempt would pass",
+            "with status 503, and the wait of 1 s before the next attempt would exceed",
         ),
-        (vec![Act::Close], "did not answer [POST introspect]: "),
-        (vec![Act::Reset], "did not answer [POST introspect]: "),
+        (vec![Act::Close], "gave no usable answer to [POST introspect]: "),
+        (vec![Act::Reset], "gave no usable answer to [POST introspect]: "),
         (vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))], "with status 400; "),
     ] {
         let (_stand, done) = verified(acts);
@@ -111,7 +109,7 @@ fn faults_are_waited_out() {
 #[test]
 fn after_a_failed_revoke_it_is_not_asked() {
     let mut script = good_run();
-    script[2] = on("DELETE revoke", reply("delete-403-unsigned"));
+    script[3] = on("DELETE revoke", reply("delete-403-unsigned"));
     let stand = Stand::script(script);
     let done = run(rotate(&stand).arg("--verify"));
     assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
@@ -124,7 +122,7 @@ fn a_signal_while_it_is_asked_names_it() {
     let stand = Stand::script(script);
     let mut command = rotate(&stand);
     let child = run::start(command.args(["-q", "--verify"]));
-    stand.wait_for(4);
+    stand.wait_for(5);
     run::send(&child, libc::SIGTERM);
     let done = run::finish(&command, child);
     let error = "docspace-rotate: ended by SIGTERM during [POST introspect] at 127.0.0.1; the new secret is handed over, but not verified; …";
@@ -137,6 +135,7 @@ fn of_two_runs_at_once_the_faster_is_told() {
     let mut patches = 0;
     let stand = Stand::answering(None, move |request| match request.name().as_str() {
         "GET token" => reply("token-200"),
+        "HEAD client" => reply("get-200"),
         "PATCH regenerate" => {
             patches += 1;
             json(format!(r#"{{"client_secret":"secret-{patches}"}}"#))
@@ -149,7 +148,7 @@ fn of_two_runs_at_once_the_faster_is_told() {
     let (mut reader, writer) = run::full_pipe();
     let mut faster = rotate(&stand);
     let child = faster.args(["-q", "--verify"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    stand.wait_for(2);
+    stand.wait_for(3);
     run(rotate(&stand).args(["-q", "--verify"])).is(0, "secret-2\n", &[]);
     drop(faster);
     let mut text = Vec::new();
@@ -168,7 +167,7 @@ fn of_two_runs_at_once_the_faster_is_told() {
 fn the_proof_has_its_attempt_where_the_time_is_up() {
     let late = |bytes| vec![Act::Sleep(Duration::from_secs(6)), Act::Send(bytes)];
     let mut script = good_run();
-    script[2] = Step::Request("DELETE revoke", late(reply("delete-200")));
+    script[3] = Step::Request("DELETE revoke", late(reply("delete-200")));
     script.push(Step::Request("POST introspect", late(reply("introspect-200"))));
     let stand = Stand::script(script);
     run(rotate(&stand).args(["-q", "--verify", "--timeout", "1"])).is(0, &line(), &[]);

@@ -1,8 +1,8 @@
 //! `cargo bench`: the program beside curl, Node and Python, in turn in one run, against one TLS
 //! stand-in on loopback; at no delay, and behind a relay that adds 50 ms to each round trip.
 //!
-//! All do the two documented calls with a bearer token. The last line of the program's own is the
-//! whole job with an API key, which signs in first.
+//! curl, Node and Python do the two documented calls with a bearer token, and the program looks first.
+//! The whole job with an API key is four requests of the program's, and three of a curl script's.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 #[path = "mod.rs"]
@@ -21,6 +21,14 @@ use std::time::{Duration, Instant};
 use portal::{BEARER, CLIENT, Certificates, KEY, Request, Stand, reply, static_binary};
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);
+
+/// The whole job as a user would write it with curl: one call for the signature, then the two.
+const SCRIPT: &str = r#"
+signature=$(curl -sS --cacert "$CA" -H "Authorization: Bearer $KEY" "$URL/api/2.0/security/oauth2/token" |
+  sed 's/.*"response":"\([^"]*\)".*/\1/')
+curl -sS --cacert "$CA" -X PATCH -H "x-signature: $signature" "$CLIENT/regenerate" \
+  --next -sS --cacert "$CA" -X DELETE -H "x-signature: $signature" "$CLIENT/revoke"
+"#;
 
 const NODE: &str = r"
 const [url, key] = [process.env.URL, process.env.KEY];
@@ -77,6 +85,7 @@ fn main() {
 fn answer(request: &Request, watch: &Watch) -> Vec<u8> {
     match request.name().as_str() {
         "GET token" => reply("token-200"),
+        "HEAD client" => reply("get-200"),
         "PATCH regenerate" => reply("patch-200"),
         _ => {
             let process = watch.process.load(Ordering::SeqCst);
@@ -168,6 +177,9 @@ fn entries(url: &str, ca: &Path) -> Vec<Entry> {
             command.args((!last).then_some("--next"));
         }
         entries.push(entry("curl", command));
+        let mut command = Command::new("sh");
+        command.args(["-c", SCRIPT]).env("URL", url).env("CLIENT", &client).env("KEY", KEY).env("CA", ca);
+        entries.push(entry("curl script, API key", command));
     }
     if installed("node", &["--version"]) {
         let mut command = Command::new("node");

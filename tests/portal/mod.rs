@@ -1,10 +1,10 @@
 //! A stand-in for a portal, on loopback: it says what a script has it say, byte by byte.
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses a part; a broken stand-in may panic.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +14,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::{WantsServerCert, WebPkiClientVerifier};
+use rustls::{
+    ConfigBuilder, RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
+};
 
 /// The client of the recorded replies.
 pub const CLIENT: &str = "27d1f5ac-11da-4592-828d-1bd6e6212e9d";
@@ -29,12 +33,13 @@ pub const KEY: &str = "sk-4f1d9c0b7a6e5d3c2b1a0f9e8d7c6b5a";
 pub const BEARER: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJiZWFyZXIifQ.b2Ytc29tZS1vdGhlci1raW5k";
 
 /// What the program logs of a whole run with an API key.
-pub const LOG: [&str; 5] = [
+pub const LOG: [&str; 6] = [
     "[GET token] Status: 200",
+    "[HEAD client] Status: 200",
     "[PATCH regenerate] Status: 200",
     "Client secret has been regenerated.",
     "[DELETE revoke] Status: 200",
-    "Client consent revoked for client ID.",
+    "Client consent revoked for client 27d1f5ac-11da-4592-828d-1bd6e6212e9d.",
 ];
 
 /// What the program prints for `patch-200`.
@@ -82,8 +87,12 @@ pub fn closing(name: &str) -> Vec<u8> {
 
 /// One thing that the stand-in does.
 pub enum Act {
-    /// Sends these bytes.
+    /// Sends these bytes; to a HEAD no body.
     Send(Vec<u8>),
+    /// Sends these pieces, each in a TLS record of its own, in one segment; then, if so, a close_notify.
+    Together(Vec<Vec<u8>>, bool),
+    /// Sends these bytes past TLS.
+    Raw(Vec<u8>),
     /// Sends these bytes one at a time, with a pause after each.
     Drip(Vec<u8>, Duration),
     /// Waits so long.
@@ -126,9 +135,25 @@ pub fn signed_in(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
     [on("GET token", reply("token-200"))].into_iter().chain(steps).collect()
 }
 
+/// The look at the client.
+pub fn look() -> Step {
+    on("HEAD client", reply("get-200"))
+}
+
+/// A script that begins with the sign-in and the look.
+pub fn looked(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    signed_in([look()].into_iter().chain(steps))
+}
+
+/// A script that begins with a look after which the connection is closed: what follows comes on a new one.
+pub fn anew(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    let look = Step::Request("HEAD client", vec![Act::Send(closing("get-200")), Act::Close]);
+    [look].into_iter().chain(steps).collect()
+}
+
 /// What a portal answers to a whole run with an API key.
 pub fn good_run() -> Vec<Step> {
-    signed_in([on("PATCH regenerate", reply("patch-200")), on("DELETE revoke", reply("delete-200"))])
+    looked([on("PATCH regenerate", reply("patch-200")), on("DELETE revoke", reply("delete-200"))])
 }
 
 /// A request as it came.
@@ -358,7 +383,7 @@ fn real_answer(request: &Request) -> Vec<u8> {
         ("POST introspect", _) if request.body.contains(SECRET) => reply("introspect-200"),
         ("POST introspect", _) => reply("introspect-401"),
         (_, false) => reply("patch-403-unsigned"),
-        ("GET client", _) if client => reply("get-200"),
+        ("HEAD client", _) if client => reply("get-200"),
         ("PATCH regenerate", _) if client => reply("patch-200"),
         ("PATCH regenerate", _) => reply("patch-404-unknown"),
         ("DELETE revoke", _) => reply("delete-200"),
@@ -367,13 +392,27 @@ fn real_answer(request: &Request) -> Vec<u8> {
 }
 
 /// A connection, plain or over TLS.
-pub trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
+pub trait Stream: Read + Write {
+    /// Says that nothing more will come, and leaves the connection open below TLS.
+    fn close_notify(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+impl Stream for TcpStream {}
+impl Stream for Wire {}
+impl<T: Read + Write> Stream for StreamOwned<ServerConnection, T> {
+    fn close_notify(&mut self) -> io::Result<()> {
+        self.conn.send_close_notify();
+        self.flush()
+    }
+}
 
 /// A connection that may be cut after so many bytes.
 struct Wire {
     tcp: TcpStream,
     left: Rc<Cell<Option<usize>>>,
+    /// What is to leave in one piece.
+    held: Rc<RefCell<Option<Vec<u8>>>>,
     bytes: Arc<AtomicUsize>,
 }
 
@@ -382,12 +421,12 @@ impl Wire {
         tcp.set_nodelay(true)?;
         // Short, so that a stand-in that is dropped stops soon; reads go on where they were.
         tcp.set_read_timeout(Some(Duration::from_millis(20)))?;
-        Ok(Wire { tcp, left: Rc::default(), bytes })
+        Ok(Wire { tcp, left: Rc::default(), held: Rc::default(), bytes })
     }
 
     fn again(&self) -> io::Result<Wire> {
         let tcp = self.tcp.try_clone()?;
-        Ok(Wire { tcp, left: self.left.clone(), bytes: self.bytes.clone() })
+        Ok(Wire { tcp, left: self.left.clone(), held: self.held.clone(), bytes: self.bytes.clone() })
     }
 }
 
@@ -401,6 +440,10 @@ impl Read for Wire {
 
 impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            held.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         let left = self.left.get().unwrap_or(usize::MAX);
         if left == 0 {
             reset_on_close(&self.tcp)?;
@@ -431,6 +474,19 @@ fn serve(
         for act in acts {
             match act {
                 Act::Send(bytes) => stream.write_all(&bytes)?,
+                Act::Together(pieces, close_notify) => {
+                    wire.held.replace(Some(vec![]));
+                    for piece in pieces {
+                        stream.write_all(&piece)?;
+                        stream.flush()?;
+                    }
+                    if close_notify {
+                        stream.close_notify()?;
+                    }
+                    let together = wire.held.take().unwrap();
+                    (&wire.tcp).write_all(&together)?;
+                }
+                Act::Raw(bytes) => (&wire.tcp).write_all(&bytes)?,
                 Act::Drip(bytes, pause) => {
                     for byte in bytes {
                         stream.write_all(&[byte])?;
@@ -458,7 +514,7 @@ fn serve(
         }
         Ok(true)
     };
-    if !perform(&mut stream, play(Event::Accepted))? {
+    if !perform(&mut *stream, play(Event::Accepted))? {
         return Ok(());
     }
     if let Some(config) = tls {
@@ -467,20 +523,35 @@ fn serve(
         while session.is_handshaking() {
             match session.complete_io(&mut wire) {
                 Err(error) if is_timeout(&error) && !stop.load(Ordering::SeqCst) => {}
-                done => drop(done?),
+                Err(_) => {
+                    // Closed with bytes unread, the connection would be reset, and the alert lost.
+                    wire.tcp.shutdown(Shutdown::Write)?;
+                    while !matches!(read(&mut wire, &mut [0; 4096], stop), Ok(0) | Err(_)) {}
+                    return Ok(());
+                }
+                Ok(_) => {}
             }
         }
         stream = Box::new(StreamOwned::new(session, wire));
-        if !perform(&mut stream, play(Event::Secured))? {
+        if !perform(&mut *stream, play(Event::Secured))? {
             return Ok(());
         }
     }
     let mut text = Vec::new();
-    while let Some(request) = read_request(&mut stream, connection, &mut text, stop)? {
+    while let Some(request) = read_request(&mut *stream, connection, &mut text, stop)? {
         // Who waits for the request finds its step played.
-        let acts = play(Event::Request(&request));
+        let mut acts = play(Event::Request(&request));
+        if request.method == "HEAD" {
+            // As any server does.
+            for act in &mut acts {
+                if let Act::Send(bytes) = act {
+                    let head = bytes.windows(4).position(|end| end == b"\r\n\r\n");
+                    bytes.truncate(head.map_or(bytes.len(), |head| head + 4));
+                }
+            }
+        }
         requests.lock().unwrap().push(request);
-        if !perform(&mut stream, acts)? {
+        if !perform(&mut *stream, acts)? {
             break;
         }
     }
@@ -583,15 +654,38 @@ impl Certificates {
         self.server_with(params)
     }
 
+    /// A server that demands a certificate of its client, in one version of TLS.
+    pub fn demanding_server(
+        &self,
+        name: &str,
+        version: &'static SupportedProtocolVersion,
+    ) -> Arc<ServerConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider()).build().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(&[version]).unwrap().with_client_cert_verifier(verifier);
+        self.certified(builder, CertificateParams::new([name.to_owned()]).unwrap())
+    }
+
     fn server_with(&self, params: CertificateParams) -> Arc<ServerConfig> {
+        let builder = ServerConfig::builder_with_provider(provider());
+        self.certified(builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth(), params)
+    }
+
+    fn certified(
+        &self,
+        builder: ConfigBuilder<ServerConfig, WantsServerCert>,
+        params: CertificateParams,
+    ) -> Arc<ServerConfig> {
         // Its signatures are of one length, and so is every handshake.
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let certificate: CertificateDer = params.signed_by(&key, &self.authority).unwrap().into();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let config = ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth();
-        Arc::new(config.with_single_cert(vec![certificate], key).unwrap())
+        Arc::new(builder.with_single_cert(vec![certificate], key).unwrap())
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -17,6 +17,8 @@ use crate::portal::Stream;
 pub enum Then {
     /// Lets the connection through.
     Through,
+    /// Lets the connection through, with these bytes instead of its own.
+    Blurt(Vec<u8>),
     /// Answers with these bytes, one at a time with a pause, and ends the connection.
     Answer(Vec<u8>, Duration),
 }
@@ -84,9 +86,9 @@ fn serve(
     let mut first = [0];
     client.read_exact(&mut first)?;
     let (question, answer) = match first[0] {
-        5 => socks5(&mut client)?,
-        4 => socks4(&mut client)?,
-        first => connect(&mut client, first)?,
+        5 => socks5(&mut *client)?,
+        4 => socks4(&mut *client)?,
+        first => connect(&mut *client, first)?,
     };
     asked.lock().unwrap().push(question);
     match then {
@@ -98,8 +100,8 @@ fn serve(
             }
             Ok(())
         }
-        Then::Through => {
-            client.write_all(&answer)?;
+        Then::Through | Then::Blurt(_) => {
+            client.write_all(if let Then::Blurt(bytes) = then { bytes } else { &answer })?;
             client.flush()?;
             relay(client, &socket, TcpStream::connect(portal)?, stop)
         }
@@ -186,8 +188,8 @@ fn relay(
     while !stop.load(Ordering::SeqCst) {
         for from_client in [true, false] {
             let (from, to): (&mut dyn Stream, &mut dyn Stream) = match from_client {
-                true => (&mut client, &mut portal),
-                false => (&mut portal, &mut client),
+                true => (&mut *client, &mut portal),
+                false => (&mut portal, &mut *client),
             };
             match from.read(&mut buffer) {
                 Ok(0) => return Ok(()),

@@ -1,0 +1,100 @@
+//! A reply is the answer to its request: what was there before the request left is not.
+
+use crate::portal::{Act, BEARER, Stand, Step, http, json, line, on, reply};
+use crate::proxies::{Proxy, Then};
+use crate::run::{self, Run, rotate, run};
+
+/// The replies to a whole run with `--verify`.
+const RUN: [(&str, &str); 5] = [
+    ("GET token", "token-200"),
+    ("HEAD client", "get-200"),
+    ("PATCH regenerate", "patch-200"),
+    ("DELETE revoke", "delete-200"),
+    ("POST introspect", "introspect-200"),
+];
+
+/// A recorded reply of so many bytes.
+fn padded(name: &str, length: usize) -> Vec<u8> {
+    let text = String::from_utf8(reply(name)).unwrap();
+    let text =
+        if name == "get-200" { text.split_inclusive("\r\n\r\n").next().unwrap().to_owned() } else { text };
+    let room = length.saturating_sub(text.len() + "X-Pad: \r\n".len());
+    text.replacen("\r\n", &format!("\r\nX-Pad: {}\r\n", "x".repeat(room)), 1).into_bytes()
+}
+
+/// A run in which the reply to one request brings something else along.
+fn run_with(tls: bool, request: usize, act: impl FnOnce(&str) -> Act) -> (Stand, Run) {
+    let (_folder, certificates, ca) = run::authority();
+    let mut act = Some(act);
+    let step = |(n, (name, recorded)): (usize, &(&'static str, &str))| match n == request {
+        true => Step::Request(name, vec![act.take().unwrap()(recorded)]),
+        false => on(name, reply(recorded)),
+    };
+    let script = RUN.iter().enumerate().map(step).collect();
+    let stand = Stand::script_over(tls.then(|| certificates.server("127.0.0.1")), script);
+    let done = run(rotate(&stand).args(["-q", "--verify"]).arg("--cacert").arg(ca));
+    (stand, done)
+}
+
+/// The second reply is one that would be believed: a refusal, another secret, a success.
+#[test]
+fn a_second_reply_is_not_taken_for_the_next_answer() {
+    let secret = json(r#"{"client_secret":"somebody-elses"}"#);
+    let stale = [reply("patch-404-unknown"), secret, reply("delete-200"), http("429 ", "Retry-After: 1", "")];
+    for tls in [true, false] {
+        for request in 0..4 {
+            for (n, length) in [0, 4030, 4040, 4050, 4062, 4074, 4080, 8170, 12_000].into_iter().enumerate() {
+                let second = stale[(request + n) % stale.len()].clone();
+                let (stand, done) = run_with(tls, request, |recorded| {
+                    Act::Together(vec![padded(recorded, length), second], false)
+                });
+                done.is(0, &line(), &[]);
+                // The request went out at once, on a new connection, and once.
+                assert_eq!((stand.connections(), stand.requests().len()), (2, 5), "{tls} {request} {length}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_body_after_a_head_is_not_taken_for_the_next_answer() {
+    for tls in [true, false] {
+        let (stand, done) = run_with(tls, 1, |_| Act::Together(vec![reply("get-200")], false));
+        done.is(0, &line(), &[]);
+        assert_eq!(stand.connections(), 2);
+    }
+}
+
+#[test]
+fn a_close_that_came_with_the_last_reply_is_no_fault_of_the_next_request() {
+    for request in 0..4 {
+        for length in [0, 4040, 4074, 8170] {
+            let (stand, done) =
+                run_with(true, request, |recorded| Act::Together(vec![padded(recorded, length)], true));
+            done.is(0, &line(), &[]);
+            assert_eq!((stand.connections(), stand.requests().len()), (2, 5), "{request} {length}");
+        }
+    }
+}
+
+/// Nothing of the connection is the portal's word before the request has left.
+#[test]
+fn a_tunnel_that_brings_bytes_along_counts_as_one_that_never_stood() {
+    for (scheme, answer) in [
+        ("http", b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec()),
+        ("socks5", vec![5, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
+        ("socks4", vec![0, 90, 0, 0, 0, 0, 0, 0]),
+    ] {
+        let stand = Stand::script(vec![]);
+        let bytes = [answer, http("200 ", "Content-Type: application/json", "")].concat();
+        let proxy = Proxy::start(stand.at, None, Then::Blurt(bytes));
+        let mut command = rotate(&stand);
+        command.env("http_proxy", format!("{scheme}://{}", proxy.at)).env("DOCSPACE_API_KEY", BEARER);
+        let done =
+            run(command.args(["-q", "--timeout", "0.9", "--allow-http", "--url", "http://portal.invalid"]));
+        let error = "docspace-rotate: portal.invalid was not reached for [HEAD client]: bytes came before the request was sent (through the proxy …";
+        done.is(4, "", &[error]);
+        // The kernel may have taken the connection, but no request came.
+        assert_eq!(stand.requests().len(), 0);
+    }
+}
