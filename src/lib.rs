@@ -3,6 +3,7 @@
 mod address;
 mod call;
 pub mod cli;
+mod connection;
 pub mod error;
 pub mod output;
 mod portal;

@@ -1,27 +1,22 @@
-//! The portal: one connection, and what goes over it. Nothing else in the program names ureq.
+//! The portal: what goes to it, and what comes of that. No file but this one and connection.rs
+//! names ureq.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustls::{AlertDescription, RootCertStore};
+use rustls::RootCertStore;
 use ureq::config::{AutoHeaderValue, Config};
-use ureq::http::{HeaderValue, Request, Uri};
+use ureq::http::{HeaderValue, Request};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{
-    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
-    SocksConnector, TcpConnector, Transport,
-};
-use ureq::{Agent, ProxyProtocol, SendBody, Timeout};
+use ureq::{Agent, SendBody, Timeout};
 
 use crate::address::{Protocol, Proxy, Url};
 use crate::call::{Call, introspection};
 use crate::cli::Options;
+use crate::connection::{CLIENT_CERTIFICATE, agent, rustls_error};
 use crate::error::{Error, State, io_words};
 use crate::reply::{End, Failure, Outcome, Reply};
 use crate::secret::{Secret, redact};
@@ -35,10 +30,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// The longest CA file that is read, in bytes. The usual bundle of all public CAs has 0.2 MiB.
 const LONGEST_CA_FILE: u64 = 4 * 1024 * 1024;
-
-/// In TLS 1.3 the portal says only after the handshake that it wants a client's certificate, and by
-/// then a request is on its way.
-const CLIENT_CERTIFICATE: &str = "it demands a client certificate";
 
 /// A portal, and what the run knows of it that no log may show.
 pub struct Portal {
@@ -69,14 +60,6 @@ impl Portal {
                 roots(file, &key).map_err(|why| Error::usage(format!("{name} {why}")))?
             }
         };
-        // ureq's own chain, with two links of ours.
-        let connector =
-            ().chain(SocksConnector::default())
-                .chain(ConnectProxyConnector::default())
-                .chain(TcpConnector::default())
-                .chain(Floor)
-                .chain(RustlsConnector::default())
-                .chain(Watch { proxied: proxy.is_some() });
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and carry the signature elsewhere.
@@ -99,7 +82,7 @@ impl Portal {
             .output_buffer_size(10 * 1024)
             .build();
         Ok(Portal {
-            agent: Agent::with_parts(config, connector, OneLookup::default()),
+            agent: agent(config),
             url: options.url.clone(),
             client: options.client.clone(),
             proxy: options.proxy.as_ref().map(|proxy| (proxy.variable, proxy.to_string())),
@@ -294,13 +277,6 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
     Ok(made)
 }
 
-/// An error of rustls's own: in a handshake, that of a certificate, a version or an alert. It comes
-/// inside an I/O error.
-fn rustls_error(error: &ureq::Error) -> Option<&rustls::Error> {
-    let ureq::Error::Io(error) = error else { return None };
-    error.get_ref()?.downcast_ref()
-}
-
 /// Whether a SOCKS proxy refuses for good: the login, all our methods, or by its rules. ureq has the
 /// last two in words only.
 fn is_denied(error: &ureq::Error) -> bool {
@@ -319,186 +295,10 @@ fn proxy_status(error: &ureq::Error) -> Option<u16> {
     status.get(..3)?.parse().ok()
 }
 
-/// Looks the one host of the run up once, for all requests: the portal's, or its proxy's, as each
-/// kind of proxy that is used looks the portal's name up itself. ureq asks before each request, and
-/// with a timeout set it would ask on a thread of its own: here the timer ends what takes too long.
-#[derive(Debug, Default)]
-struct OneLookup(OnceLock<ResolvedSocketAddrs>);
-
-impl Resolver for OneLookup {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        _: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        if let Some(found) = self.0.get() {
-            return Ok(found.clone());
-        }
-        // Without a timeout ureq starts no thread.
-        let found = DefaultResolver::default().resolve(uri, config, NextTimeout::default())?;
-        Ok(self.0.get_or_init(|| found).clone())
-    }
-}
-
-/// Whether a connection is being asked what it holds: see [`Watched::is_clean`].
-static ASKING: AtomicBool = AtomicBool::new(false);
-
-/// The link below TLS. While the connection is asked what it holds, it says that nothing has come yet,
-/// where it would else wait for the socket.
-#[derive(Debug)]
-struct Floor;
-
-impl<In: Transport> Connector<In> for Floor {
-    type Out = Floored<In>;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails,
-        connection: Option<In>,
-    ) -> Result<Option<Self::Out>, ureq::Error> {
-        // The tunnel through a CONNECT proxy has a floor of its own, below TLS to the proxy.
-        let connect =
-            |proxy: &ureq::Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
-        let lowest = !details.config.proxy().is_some_and(connect);
-        Ok(connection.map(|connection| Floored { connection, lowest }))
-    }
-}
-
-#[derive(Debug)]
-struct Floored<T> {
-    connection: T,
-    lowest: bool,
-}
-
-impl<T: Transport> Transport for Floored<T> {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.connection.buffers()
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.connection.transmit_output(amount, timeout)
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        match self.lowest && ASKING.load(Ordering::Relaxed) {
-            true => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
-            false => self.connection.await_input(timeout),
-        }
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.connection.is_open()
-    }
-
-    fn is_tls(&self) -> bool {
-        self.connection.is_tls()
-    }
-}
-
-/// The last link. It notes when bytes of a request leave: it stands above TLS and the proxy, so that
-/// their handshakes don't count. And it sees that nothing waits on a connection before a request
-/// leaves on it: what came earlier is no reply to it.
-///
-/// ureq runs the chain for the connection to a CONNECT proxy too, without a proxy set. What leaves
-/// there does not count.
-#[derive(Debug)]
-struct Watch {
-    proxied: bool,
-}
-
-impl<In: Transport> Connector<In> for Watch {
-    type Out = Watched<In>;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails,
-        connection: Option<In>,
-    ) -> Result<Option<Self::Out>, ureq::Error> {
-        let to_portal = !self.proxied || details.config.proxy().is_some();
-        let Some(connection) = connection else { return Ok(None) };
-        let mut watched = Watched { connection, to_portal, replied: false };
-        // Over TLS, the socket may hold the handshake's session tickets by now.
-        if to_portal && !(watched.is_clean() && (watched.is_tls() || watched.connection.is_open())) {
-            return Err(io::Error::other("bytes came before the request was sent").into());
-        }
-        Ok(Some(watched))
-    }
-}
-
-#[derive(Debug)]
-struct Watched<T> {
-    connection: T,
-    to_portal: bool,
-    /// Whether a byte has come: from then on the handshake is over for the portal too.
-    replied: bool,
-}
-
-impl<T: Transport> Watched<T> {
-    /// Whether neither ureq's buffers nor those of TLS hold a byte or a close. What rustls has read
-    /// and not handed out shows only when it is read.
-    fn is_clean(&mut self) -> bool {
-        ASKING.store(true, Ordering::Relaxed);
-        let input = self.connection.await_input(NextTimeout::default());
-        ASKING.store(false, Ordering::Relaxed);
-        let nothing_yet = |error: &ureq::Error| matches!(error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock);
-        input.as_ref().is_err_and(nothing_yet) && self.connection.buffers().input().is_empty()
-    }
-}
-
-impl<T: Transport> Transport for Watched<T> {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.connection.buffers()
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        if self.to_portal {
-            signal::sent();
-        }
-        self.connection.transmit_output(amount, timeout)
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        let input = self.connection.await_input(timeout);
-        let demanded = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
-        match &input {
-            Err(error) if !self.replied && rustls_error(error) == Some(&demanded) => {
-                Err(ureq::Error::Tls(CLIENT_CERTIFICATE))
-            }
-            _ => {
-                self.replied |= matches!(input, Ok(true));
-                input
-            }
-        }
-    }
-
-    /// Asked before each request on a kept connection.
-    fn is_open(&mut self) -> bool {
-        self.is_clean() && self.connection.is_open()
-    }
-
-    fn is_tls(&self) -> bool {
-        self.connection.is_tls()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::{self, Command};
-
-    #[test]
-    fn a_host_is_looked_up_once_and_on_no_other_thread() {
-        let lookup = OneLookup::default();
-        // A timeout that is over: ureq's own resolver would fail at once.
-        let timeout = NextTimeout { after: Duration::ZERO.into(), ..NextTimeout::default() };
-        let look_up = |uri: &'static str| {
-            let found = lookup.resolve(&Uri::from_static(uri), &Config::default(), timeout);
-            found.expect("an address needs no lookup")[0]
-        };
-        let first = look_up("http://127.0.0.1:1");
-        assert_eq!(look_up("http://127.0.0.1:2"), first);
-    }
 
     #[test]
     fn a_replaced_signature_stays_a_secret() {
