@@ -51,7 +51,7 @@ impl Url {
         let in_path = |b: u8| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&b);
         if !path.bytes().all(in_path) || path.split('/').any(|part| part == "." || part == "..") {
             return Err(
-                "the address has a path that no portal has: write it without spaces, '.' and '..', other characters as %XX",
+                "the address has an invalid path: write it without spaces, '.' and '..', other characters as %XX",
             );
         }
         let path = path.trim_end_matches('/').to_owned();
@@ -110,7 +110,7 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// A value that is no usable proxy, named by its variable and not shown.
+    /// A value that is not a usable proxy, named by its variable and not shown.
     pub fn choose(
         url: &Url,
         env: impl Fn(&'static str) -> Result<Option<String>, Error>,
@@ -145,21 +145,23 @@ impl Proxy {
             "socks" | "socks4" | "socks4a" => (Protocol::Socks4, 1080),
             "socks5" | "socks5h" => (Protocol::Socks5, 1080),
             _ => {
-                return Err("no usable proxy: it begins with none of http:// https:// socks4:// socks5://");
+                return Err(
+                    "not a usable proxy: the scheme must be one of http:// https:// socks4:// socks5://",
+                );
             }
         };
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if path.contains('@') {
-            return Err("no usable proxy: bad user or password (write special characters as %XX)");
+            return Err("not a usable proxy: bad user or password (write special characters as %XX)");
         }
         let (credentials, authority) = match authority.rsplit_once('@') {
             Some((credentials, authority)) => (Some(Secret::new(credentials)), authority),
             None => (None, authority),
         };
         if protocol == Protocol::Socks4 && credentials.is_some() {
-            return Err("no usable proxy: SOCKS4 knows no user and password");
+            return Err("not a usable proxy: SOCKS4 does not support user and password");
         }
-        let (host, port) = host_and_port(authority).map_err(|_| "no usable proxy: bad host or port")?;
+        let (host, port) = host_and_port(authority).map_err(|_| "not a usable proxy: bad host or port")?;
         let port = port.unwrap_or(default_port);
         Ok(Proxy { variable, protocol, credentials, host, port })
     }
@@ -409,7 +411,7 @@ mod tests {
         ] {
             let error = choose("https://portal.example", &[("HTTPS_PROXY", value)]).expect_err(value);
             let line = error.to_string();
-            assert!(line.starts_with("HTTPS_PROXY: no usable proxy"), "{value}: {line}");
+            assert!(line.starts_with("HTTPS_PROXY: not a usable proxy"), "{value}: {line}");
             assert!(!line.contains("hush"), "{value}: {line}");
         }
         let proxy = choose("https://portal.example", &[("HTTPS_PROXY", "http://user:hush@p:1")]);

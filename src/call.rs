@@ -70,9 +70,9 @@ impl Call {
 
 /// The form of the introspection. Its token is any text: what tells is whether the portal takes
 /// the client's secret.
-pub fn introspection(client: &str, secret: &Secret) -> Secret {
+pub fn introspection(client: &str, secret: &Secret) -> String {
     let secret = form_value(secret.expose());
-    Secret::new(format!("client_id={client}&client_secret={secret}&token=docspace-rotate"))
+    format!("client_id={client}&client_secret={secret}&token=docspace-rotate")
 }
 
 /// Text for a form (application/x-www-form-urlencoded), in which all but letters, digits, `-`, `.`
@@ -97,7 +97,7 @@ pub enum Verdict {
     SignIn,
     /// It did nothing, or may be done twice: the same again, while there is time.
     Retry,
-    /// The portal or the proxy says no.
+    /// The portal or the proxy refuses.
     Refused,
     /// The portal may have done it, and does not say.
     Unknown,
@@ -133,14 +133,25 @@ pub fn judge(call: Call, outcome: &Outcome, may_sign_in: bool) -> Verdict {
     }
 }
 
-/// What an outcome was, in words, for an error. `redact` makes a text from outside fit for it.
+/// What a reply to the sign-in means that holds no signature.
+pub fn without_signature(status: u16) -> Result<(), &'static str> {
+    match status {
+        401 => Err(": the key is wrong or no longer valid"),
+        403 => Err(": the key lacks global rights to read and write"),
+        300..=399 => Err(""),
+        // This portal has no such thing as a sign-in.
+        _ => Ok(()),
+    }
+}
+
+/// What an outcome was, in words, for an error. `host` is fit for a log, and `redact` makes a text so.
 pub fn describe(
     call: Call,
     outcome: Result<&Reply, &Failure>,
     host: &str,
     redact: impl Fn(&str) -> String,
 ) -> String {
-    let (name, host) = (call.name(), redact(host));
+    let name = call.name();
     match outcome {
         Err(Failure::Refused(why) | Failure::RefusedByProxy(why)) => why.clone(),
         Err(Failure::NotSent(why)) => format!("{host} was not reached for {name}: {why}"),
@@ -273,6 +284,16 @@ mod tests {
     fn the_secret_is_escaped_in_the_form() {
         let form = introspection("a-b", &Secret::new("a+b/c=&d%~"));
         let wanted = "client_id=a-b&client_secret=a%2Bb%2Fc%3D%26d%25%7E&token=docspace-rotate";
-        assert_eq!(form.expose(), wanted);
+        assert_eq!(form, wanted);
+    }
+
+    #[test]
+    fn a_sign_in_without_a_signature() {
+        for status in [300, 302, 399, 401, 403] {
+            assert!(without_signature(status).is_err(), "{status}");
+        }
+        for status in [200, 201, 400, 402, 404, 405, 501] {
+            assert_eq!(without_signature(status), Ok(()), "{status}");
+        }
     }
 }

@@ -23,15 +23,15 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
   -u, --url URL          the portal's address         [env: DOCSPACE_BASE_URL]
   -o, --output FILE      write the secret to FILE instead of stdout
       --json             write the portal's JSON object, not the bare secret
-      --only STEP        do one step alone: regenerate, revoke
-      --verify           at the end, see that the portal takes the new secret
-      --check            stop before anything changes: see that a run would find
-                         all that it needs
+      --only STEP        perform only this step: regenerate, revoke
+      --verify           finally, check that the portal accepts the new secret
+      --check            stop before anything changes: check that a run would
+                         find all that it needs
       --cacert FILE      trust the CA certificates in FILE (PEM) only
                                                       [env: SSL_CERT_FILE]
       --allow-http       let the key travel unencrypted to another host
-      --timeout SECONDS  give up after this long in all; default 120
-  -q, --quiet            nothing but errors on stderr
+      --timeout SECONDS  overall time limit; default 120
+  -q, --quiet            print only errors on stderr
   -h, --help             show this help
   -V, --version          show the version
 
@@ -42,16 +42,16 @@ Environment:
 
 Exit status: the state that the client is in
   0  all steps asked for are done
-  2  wrong usage, setting, key file or output; nothing was sent
-  3  refused, or not to be trusted (certificate, TLS); nothing changed
-  4  not reached, or busy, until the time was up; nothing changed
+  2  invalid usage, setting, key file or output; nothing was sent
+  3  refused, or the TLS handshake failed for good; nothing changed
+  4  not reached, or busy, until the timeout; nothing changed
   5  new secret handed over, consent not revoked: run again with --only revoke
   6  new secret made, but it could not be handed over: fix the output, run again
   7  unknown: the change may have happened; treat the old secret as revoked and
      run again in a few minutes
-  8  --verify only: handed over, but the portal does not take the new secret,
+  8  --verify only: handed over, but the portal rejects the new secret,
      or could not be asked: run again, one run at a time
-Running it again is always the cure: a new secret replaces whatever there was.
+It is always safe to run it again: a new secret replaces whatever there was.
 Ended by SIGHUP, SIGINT or SIGTERM: 129, 130 or 143, with a line that says how
 far it got.
 ";
@@ -143,7 +143,7 @@ pub fn parse(
                 given.only = match value(&mut parser, "--only")?.to_str() {
                     Some("regenerate") => Some(Steps::Regenerate),
                     Some("revoke") => Some(Steps::Revoke),
-                    _ => return Err(Error::usage("--only: the step is regenerate or revoke")),
+                    _ => return Err(Error::usage("--only: STEP must be regenerate or revoke")),
                 };
             }
             Long("verify") => given.verify = true,
@@ -189,10 +189,10 @@ impl Arguments {
 
         let revoke = self.only == Some(Steps::Revoke);
         let contradictions = [
-            (self.check && self.only.is_some(), "--check: it does no step, so it takes no --only"),
-            (self.check && self.verify, "--check: it makes no secret that --verify could ask about"),
-            (revoke && self.verify, "--verify: --only revoke makes no secret to ask about"),
-            (revoke && self.output.is_some(), "--output: --only revoke makes no secret to write"),
+            (self.check && self.only.is_some(), "--check: it can't be combined with --only"),
+            (self.check && self.verify, "--check: there is no new secret to --verify"),
+            (revoke && self.verify, "--verify: with --only revoke there is no new secret to verify"),
+            (revoke && self.output.is_some(), "--output: with --only revoke there is no new secret to write"),
         ];
         if let Some((_, why)) = contradictions.into_iter().find(|(given, _)| *given) {
             return Err(Error::usage(why));
@@ -208,7 +208,7 @@ impl Arguments {
         })?;
         if client.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("sk-")) {
             return Err(Error::usage(format!(
-                "{named}: this is an API key, which belongs in DOCSPACE_API_KEY alone"
+                "{named}: this is an API key: set that only in DOCSPACE_API_KEY"
             )));
         }
         if !is_client_id(&client) {
@@ -262,7 +262,7 @@ impl Arguments {
 
 /// The value of an option.
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
-    parser.value().map_err(|_| Error::usage(format!("{option}: its value is missing")))
+    parser.value().map_err(|_| Error::usage(format!("{option}: a value is required")))
 }
 
 fn utf8(name: &str, text: OsString) -> Result<String, Error> {
@@ -272,8 +272,8 @@ fn utf8(name: &str, text: OsString) -> Result<String, Error> {
 /// What lexopt found, without the values that its own words show.
 fn plain(error: lexopt::Error, key: &Secret) -> Error {
     Error::usage(match error {
-        lexopt::Error::UnexpectedOption(option) => format!("{}: no such option", redact(&option, [key])),
-        lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: it takes no value"),
+        lexopt::Error::UnexpectedOption(option) => format!("{}: unknown option", redact(&option, [key])),
+        lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: takes no value"),
         _ => "an argument can't be read".to_owned(),
     })
 }
@@ -416,15 +416,19 @@ mod tests {
                 &http,
                 "DOCSPACE_BASE_URL: http:// would send the key unencrypted: use https://, or give --allow-http",
             ),
-            (&["x", "--url"], &[], "--url: its value is missing"),
-            (&["x", "--only", "both"], &[], "--only: the step is regenerate or revoke"),
-            (&["x", "--only", "revoke", "-o", "f"], &[], "--output: --only revoke makes no secret to write"),
-            (&["x", "--check", "--only", "revoke"], &[], "--check: it does no step, so it takes no --only"),
-            (&["x", "--check", "--verify"], &[], "--check: it makes no secret that --verify could ask about"),
+            (&["x", "--url"], &[], "--url: a value is required"),
+            (&["x", "--only", "both"], &[], "--only: STEP must be regenerate or revoke"),
+            (
+                &["x", "--only", "revoke", "-o", "f"],
+                &[],
+                "--output: with --only revoke there is no new secret to write",
+            ),
+            (&["x", "--check", "--only", "revoke"], &[], "--check: it can't be combined with --only"),
+            (&["x", "--check", "--verify"], &[], "--check: there is no new secret to --verify"),
             (
                 &["x", "--verify", "--only", "revoke"],
                 &[],
-                "--verify: --only revoke makes no secret to ask about",
+                "--verify: with --only revoke there is no new secret to verify",
             ),
             (&["x", "--output="], &[], "--output: the file's name is empty"),
             (&["x", "--timeout", "0"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
@@ -436,9 +440,9 @@ mod tests {
                 &[],
                 "--timeout: give a number of seconds above 0 and up to 86400",
             ),
-            (&["x", "--json=sk-hush"], &[], "--json: it takes no value"),
-            (&["x", "--key=sk-hush"], &[], "--key: no such option"),
-            (&["x", "-k"], &[], "-k: no such option"),
+            (&["x", "--json=sk-hush"], &[], "--json: takes no value"),
+            (&["x", "--key=sk-hush"], &[], "--key: unknown option"),
+            (&["x", "-k"], &[], "-k: unknown option"),
             (
                 &["x"],
                 &[("DOCSPACE_API_KEY", "")],
@@ -458,7 +462,7 @@ mod tests {
             (
                 &["x"],
                 &[("HTTPS_PROXY", "gopher://hush")],
-                "HTTPS_PROXY: no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
+                "HTTPS_PROXY: not a usable proxy: the scheme must be one of http:// https:// socks4:// socks5://",
             ),
             (
                 &["x", "--url", "http://localhost"],
@@ -476,7 +480,6 @@ mod tests {
         }
     }
 
-    #[cfg(unix)]
     #[test]
     fn text_that_is_not_utf8() {
         use std::os::unix::ffi::OsStringExt;

@@ -208,6 +208,10 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    use ureq::unversioned::transport::LazyBuffers;
+
+    use crate::error::State;
+
     #[test]
     fn a_host_is_looked_up_once_and_on_no_other_thread() {
         let lookup = OneLookup::default();
@@ -219,5 +223,37 @@ mod tests {
         };
         let first = look_up("http://127.0.0.1:1");
         assert_eq!(look_up("http://127.0.0.1:2"), first);
+    }
+
+    #[derive(Debug)]
+    struct Broken(LazyBuffers);
+
+    impl Transport for Broken {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.0
+        }
+
+        fn transmit_output(&mut self, _: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+            Err(io::Error::from(io::ErrorKind::ConnectionReset).into())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
+            Ok(false)
+        }
+
+        fn is_open(&mut self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_byte_counts_as_sent_before_it_leaves() {
+        for to_portal in [true, false] {
+            signal::note("", State::Unreached);
+            let mut watched =
+                Watched { connection: Broken(LazyBuffers::new(1, 1)), to_portal, replied: false };
+            assert!(watched.transmit_output(1, NextTimeout::default()).is_err());
+            assert_eq!(signal::is_sent(), to_portal);
+        }
     }
 }

@@ -30,6 +30,14 @@ impl State {
         self as u8
     }
 
+    /// The state in which a refusal leaves the client, where an end for another reason leaves this one.
+    pub fn refused(self) -> State {
+        match self {
+            State::Unreached => State::Refused,
+            state => state,
+        }
+    }
+
     /// The state in words.
     pub fn words(self) -> &'static str {
         match self {
@@ -86,7 +94,7 @@ impl fmt::Display for Error {
 }
 
 /// An I/O error in the system's words, without the number that Rust adds.
-pub fn io_words(error: &io::Error) -> String {
+pub fn io_message(error: &io::Error) -> String {
     let words = error.to_string();
     match words.find(" (os error ") {
         Some(end) => words[..end].to_owned(),
@@ -109,6 +117,8 @@ mod tests {
             (State::Unknown, 7, "run again in a few minutes"),
             (State::NotVerified, 8, "one run at a time"),
         ] {
+            let refused = if state == State::Unreached { State::Refused } else { state };
+            assert_eq!(state.refused(), refused);
             let line = Error::new(state, "it broke").to_string();
             assert_eq!(state.status(), status, "{state:?}");
             assert!(line.starts_with("it broke; "), "{line}");

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use docspace_rotate::cli::{self, Command, HELP};
-use docspace_rotate::error::{Error, io_words};
+use docspace_rotate::error::{Error, io_message};
 use docspace_rotate::output::log;
 use docspace_rotate::rotate;
 
@@ -30,9 +30,9 @@ fn run() -> Result<(), Error> {
 fn print(text: &str) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A pager that was closed early has shown what was wanted.
+        // A pager that is closed early is no error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::usage(format!("can't write to stdout: {}", io_words(&error))))
+            Err(Error::usage(format!("can't write to stdout: {}", io_message(&error))))
         }
         _ => Ok(()),
     }

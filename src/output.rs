@@ -3,10 +3,12 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::signal::is_writable;
 
 /// How long a line of the log may wait for a full stderr, in milliseconds. Then it is dropped.
 const LOG_TIMEOUT: i32 = 200;
@@ -24,7 +26,7 @@ pub enum Output {
 
 impl Output {
     /// Opens the output before anything is sent, so that a bad one costs nothing: stdout where there is
-    /// no path. What a file holds stays until there is a secret. A FIFO is waited for to have a reader.
+    /// no path. What a file holds stays until there is a secret. Opening a FIFO blocks until it has a reader.
     ///
     /// # Errors
     ///
@@ -97,9 +99,9 @@ impl Output {
 fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     let name = path.file_name().filter(|name| path.as_os_str().as_bytes().ends_with(name.as_bytes()));
     if name.is_none() {
-        return Err(io::Error::other("it names a folder"));
+        return Err(io::Error::other("it is a directory"));
     }
-    // Each of these states is seeded anew from the system's random numbers.
+    // Seeded from the system's random numbers, and different on each call.
     let random = RandomState::new().build_hasher().finish();
     let temporary = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -169,10 +171,18 @@ pub fn log(line: &str) {
     }
 }
 
-/// Whether the descriptor takes bytes, or has an error to tell, within so many milliseconds; -1
-/// waits for ever. Async-signal-safe.
-pub fn is_writable(fd: RawFd, milliseconds: i32) -> bool {
-    let mut fd = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one structure is passed, and it is valid.
-    unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_at_once_have_a_name_each() {
+        let folder = std::env::temp_dir();
+        let [one, two] = [0; 2].map(|_| create_beside(&folder.join("secret")).expect("a new file").1);
+        assert_ne!(one, two);
+        for file in [one, two] {
+            assert_eq!(file.parent(), Some(folder.as_path()));
+            fs::remove_file(file).expect("it is there");
+        }
+    }
 }

@@ -17,26 +17,24 @@ use crate::address::{Protocol, Proxy, Url};
 use crate::call::{Call, introspection};
 use crate::cli::Options;
 use crate::connection::{CLIENT_CERTIFICATE, agent, rustls_error};
-use crate::error::{Error, State, io_words};
+use crate::error::{Error, State, io_message};
 use crate::reply::{End, Failure, Outcome, Reply};
 use crate::secret::{Secret, redact};
 use crate::signal;
 
-/// The longest body that is read, in bytes. A portal's answer has some hundred.
-const LONGEST_BODY: u64 = 64 * 1024;
+/// The longest body that is read, in bytes. A portal's reply has a few hundred.
+const MAX_BODY: u64 = 64 * 1024;
 
 /// How long a connection, with the proxy's and TLS handshakes, may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// The longest CA file that is read, in bytes. The usual bundle of all public CAs has 0.2 MiB.
-const LONGEST_CA_FILE: u64 = 4 * 1024 * 1024;
+const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
 
-/// A portal, and what the run knows of it that no log may show.
-pub struct Portal {
+/// A portal, and the secrets that the run knows.
+pub struct Portal<'a> {
     agent: Agent,
-    url: Url,
-    client: String,
-    proxy: Option<(&'static str, String)>,
+    options: &'a Options,
     key: Secret,
     signature: Option<(Secret, Instant)>,
     /// Signatures that later ones replaced, and that may still be valid.
@@ -44,19 +42,19 @@ pub struct Portal {
     new_secret: Option<Secret>,
 }
 
-impl Portal {
+impl<'a> Portal<'a> {
     /// Sets up the connection, and sends nothing yet.
     ///
     /// # Errors
     ///
     /// A CA file or a proxy that is not usable, named.
-    pub fn new(options: &Options, key: Secret) -> Result<Portal, Error> {
+    pub fn new(options: &'a Options, key: Secret) -> Result<Portal<'a>, Error> {
         let proxy = options.proxy.as_ref().map(|to| proxy(to, &options.url)).transpose()?;
         let roots = match &options.cacert {
             None => RootCerts::WebPki,
             Some((file, named)) => {
                 let name = format!("{named} {}", redact(&file.to_string_lossy(), [&key]));
-                signal::note(format!("while reading {name}"), State::Unreached, State::Unreached);
+                signal::note(format!("while reading {name}"), State::Unreached);
                 roots(file, &key).map_err(|why| Error::usage(format!("{name} {why}")))?
             }
         };
@@ -81,16 +79,7 @@ impl Portal {
             .input_buffer_size(20 * 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        Ok(Portal {
-            agent: agent(config),
-            url: options.url.clone(),
-            client: options.client.clone(),
-            proxy: options.proxy.as_ref().map(|proxy| (proxy.variable, proxy.to_string())),
-            key,
-            signature: None,
-            replaced: vec![],
-            new_secret: None,
-        })
+        Ok(Portal { agent: agent(config), options, key, signature: None, replaced: vec![], new_secret: None })
     }
 
     /// Whether the key is an API key: the portal itself tells them by this prefix.
@@ -103,7 +92,7 @@ impl Portal {
         self.signature.as_ref().map(|(_, at)| at.elapsed())
     }
 
-    /// Has all later requests carry the signature, or none.
+    /// Sets or clears the signature that later requests carry.
     pub fn sign(&mut self, signature: Option<Secret>) {
         let signature = signature.map(|signature| (signature, Instant::now()));
         self.replaced.extend(mem::replace(&mut self.signature, signature).map(|(old, _)| old));
@@ -120,48 +109,63 @@ impl Portal {
         redact(text, [&self.key].into_iter().chain(signature).chain(&self.replaced).chain(&self.new_secret))
     }
 
-    /// Sends the request of a call and reads the reply.
+    /// The portal's host, fit for a log.
+    pub fn host(&self) -> String {
+        self.redact(&self.options.url.host)
+    }
+
+    /// The host, and the proxy on the way to it.
+    pub fn peer(&self) -> String {
+        match &self.options.proxy {
+            Some(proxy) => format!("{} through the proxy {}", self.host(), self.redact(&proxy.to_string())),
+            None => self.host(),
+        }
+    }
+
+    /// Sends the request of a call and reads the reply. If the run ends meanwhile, `state` and
+    /// `once_sent` are what it leaves: before and after the first byte has left.
     ///
     /// # Errors
     ///
     /// No reply, or none that is HTTP: see [`Failure`].
-    pub fn send(&self, call: Call) -> Outcome {
+    pub fn send(&self, call: Call, state: State, once_sent: State) -> Outcome {
+        signal::note_request(format!("during {} at {}", call.name(), self.peer()), state, once_sent);
         self.exchange(call).map_err(|error| {
-            let (host, words) = (self.redact(&self.url.host), self.words(&error));
-            let tls = matches!(error, ureq::Error::Tls(CLIENT_CERTIFICATE));
-            if signal::is_sent() && !tls {
-                return Failure::NoReply(words);
+            let (host, why) = (self.host(), self.message(&error));
+            let demanded = matches!(error, ureq::Error::Tls(CLIENT_CERTIFICATE));
+            if signal::is_sent() && !demanded {
+                return Failure::NoReply(why);
             }
-            let tls = tls || rustls_error(&error).is_some();
-            let Some((variable, proxy)) = &self.proxy else {
+            let tls = demanded || rustls_error(&error).is_some();
+            let Some(proxy) = &self.options.proxy else {
                 return match tls {
-                    true => Failure::Refused(format!("the TLS handshake with {host} failed: {words}")),
-                    false => Failure::NotSent(words),
+                    true => Failure::Refused(format!("the TLS handshake with {host} failed: {why}")),
+                    false => Failure::NotSent(why),
                 };
             };
-            let proxy = format!("the proxy {} from {variable}", self.redact(proxy));
+            let proxy = format!("the proxy {} from {}", self.redact(&proxy.to_string()), proxy.variable);
             match proxy_status(&error) {
                 Some(status @ (300..=428 | 430..=499)) => Failure::RefusedByProxy(format!(
                     "{proxy} refused to connect to {host} with status {status}"
                 )),
                 _ if is_denied(&error) => {
-                    Failure::RefusedByProxy(format!("{proxy} refused to connect to {host}: {words}"))
+                    Failure::RefusedByProxy(format!("{proxy} refused to connect to {host}: {why}"))
                 }
                 _ if tls => {
-                    Failure::Refused(format!("the TLS handshake with {host} or {proxy} failed: {words}"))
+                    Failure::Refused(format!("the TLS handshake with {host} or {proxy} failed: {why}"))
                 }
-                _ => Failure::NotSent(format!("{words} (through {proxy})")),
+                _ => Failure::NotSent(format!("{why} (through {proxy})")),
             }
         })
     }
 
     /// An error of ureq's in words. Not its own `Display` where that repeats what a server sent.
-    fn words(&self, error: &ureq::Error) -> String {
+    fn message(&self, error: &ureq::Error) -> String {
         match error {
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 "the connection was closed".to_owned()
             }
-            ureq::Error::Io(error) => self.redact(&io_words(error)),
+            ureq::Error::Io(error) => self.redact(&io_message(error)),
             ureq::Error::Timeout(Timeout::Connect) => format!("no connection within {} s", CONNECT.as_secs()),
             ureq::Error::Timeout(_) => "no reply in time".to_owned(),
             ureq::Error::Protocol(_) => "the reply is not HTTP".to_owned(),
@@ -173,17 +177,14 @@ impl Portal {
     }
 
     fn exchange(&self, call: Call) -> Result<Reply, ureq::Error> {
-        let url = format!("{}{}", self.url, call.path(&self.client));
+        let url = format!("{}{}", self.options.url, call.path(&self.options.client));
         let mut request = Request::builder().method(call.method()).uri(url);
-        let body = match (call, &self.new_secret) {
+        // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
+        let mut body = (call == Call::Regenerate).then(String::new);
+        if let (Call::Introspect, Some(secret)) = (call, &self.new_secret) {
             // It gets no key, whatever happens.
-            (Call::Introspect, Some(secret)) => Some(introspection(&self.client, secret)),
-            // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
-            (Call::Regenerate, _) => Some(Secret::new("")),
-            _ => None,
-        };
-        if call == Call::Introspect {
             request = request.header("content-type", "application/x-www-form-urlencoded");
+            body = Some(introspection(&self.options.client, secret));
         } else {
             request = request.header("authorization", header(&format!("Bearer {}", self.key.expose())));
             if let Some((signature, _)) = &self.signature {
@@ -192,8 +193,8 @@ impl Portal {
         }
         let body = match body {
             Some(body) => {
-                request = request.header("content-length", body.expose().len());
-                SendBody::from_owned_reader(io::Cursor::new(body.expose().to_owned()))
+                request = request.header("content-length", body.len());
+                SendBody::from_owned_reader(io::Cursor::new(body))
             }
             None => SendBody::none(),
         };
@@ -212,10 +213,10 @@ impl Portal {
             rate_limit_reset: value("x-ratelimit-reset"),
             ..Reply::default()
         };
-        let mut body = response.body_mut().as_reader().take(LONGEST_BODY + 1);
+        let mut body = response.body_mut().as_reader().take(MAX_BODY + 1);
         match body.read_to_end(&mut reply.body) {
-            Err(error) => reply.end = End::Cut(self.words(&error.into())),
-            Ok(length) if length as u64 > LONGEST_BODY => reply.end = End::TooLong,
+            Err(error) => reply.end = End::Cut(self.message(&error.into())),
+            Ok(length) if length as u64 > MAX_BODY => reply.end = End::TooLong,
             Ok(_) => {}
         }
         Ok(reply)
@@ -231,11 +232,11 @@ fn header(text: &str) -> HeaderValue {
 /// The only CA certificates to trust.
 fn roots(file: &Path, key: &Secret) -> Result<RootCerts, String> {
     let mut pem = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(LONGEST_CA_FILE).read_to_end(&mut pem));
-    read.map_err(|error| format!("can't be read: {}", redact(&io_words(&error), [key])))?;
+    let read = File::open(file).and_then(|file| file.take(MAX_CA_FILE).read_to_end(&mut pem));
+    read.map_err(|error| format!("can't be read: {}", redact(&io_message(&error), [key])))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.map_err(|_| "is no readable PEM file")? {
+        if let PemItem::Certificate(certificate) = item.map_err(|_| "is not a valid PEM file")? {
             certificates.push(certificate);
         }
     }
@@ -256,7 +257,7 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
         Protocol::Socks4 => "socks4a",
         Protocol::Socks5 => "socks5h",
     };
-    let unusable = |why: &str| Error::usage(format!("{}: no usable proxy: {why}", proxy.variable));
+    let unusable = |why: &str| Error::usage(format!("{}: not a usable proxy: {why}", proxy.variable));
     let credentials = proxy.credentials.as_ref().map(|text| format!("{}@", text.expose()));
     let url = format!("{scheme}://{}{proxy}", credentials.unwrap_or_default());
     let made = ureq::Proxy::new(&url);
@@ -270,7 +271,7 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
             }
         }
         Protocol::Socks4 if portal.host.contains(':') => {
-            return Err(unusable("SOCKS4 knows no IPv6 address"));
+            return Err(unusable("SOCKS4 does not support IPv6"));
         }
         _ => {}
     }

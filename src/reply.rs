@@ -55,14 +55,21 @@ pub enum Failure {
 /// What came of a request.
 pub type Outcome = Result<Reply, Failure>;
 
-/// The secret in a reply to the PATCH, and the object that holds it as one line of JSON: what is in
-/// `response`, else the whole body.
+/// A client's new secret.
+pub struct NewSecret {
+    /// The bare secret.
+    pub secret: Secret,
+    /// The object that holds it, as one line of JSON.
+    pub object: Secret,
+}
+
+/// The secret in a reply to the PATCH, and its object: what is in `response`, else the whole body.
 ///
 /// # Errors
 ///
 /// What the body is or holds instead.
-pub fn new_secret(body: &[u8]) -> Result<(Secret, Secret), &'static str> {
-    let body: &RawValue = serde_json::from_slice(body).map_err(|_| "no JSON")?;
+pub fn new_secret(body: &[u8]) -> Result<NewSecret, &'static str> {
+    let body: &RawValue = serde_json::from_slice(body).map_err(|_| "a body that is not JSON")?;
     let outer = object(body).ok_or("no client_secret")?;
     let (json, inner) = match outer.get("response").and_then(|inner| Some((*inner, object(inner)?))) {
         Some(inner) => inner,
@@ -71,8 +78,8 @@ pub fn new_secret(body: &[u8]) -> Result<(Secret, Secret), &'static str> {
     let secret = inner.get("client_secret").ok_or("no client_secret")?;
     let secret: Option<String> = serde_json::from_str(secret.get()).ok();
     let secret = secret.as_deref().and_then(Secret::client_secret);
-    let secret = secret.ok_or("a client_secret that is no usable secret")?;
-    Ok((secret, Secret::new(one_line(json.get()))))
+    let secret = secret.ok_or("an unusable client_secret")?;
+    Ok(NewSecret { secret, object: Secret::new(one_line(json.get())) })
 }
 
 /// The members of an object, as they are written: numbers keep their digits.
@@ -155,8 +162,8 @@ pub fn error_texts(reply: &Reply) -> Vec<String> {
     ["title", "detail", "reason"].iter().filter_map(text).collect()
 }
 
-/// The target of a redirect: scheme, host and path. What else there is may not be for a log, nor
-/// is a path with escapes.
+/// The target of a redirect: scheme, host and path. Query, fragment and escapes are dropped: they may
+/// hold secrets.
 pub fn target(location: &str) -> String {
     let address = location.split(['?', '#', '%', '\\']).next().unwrap_or_default();
     match address.split_once("//") {
@@ -177,7 +184,7 @@ mod tests {
     #[test]
     fn secrets_in_replies() {
         let read = |body: &str| {
-            let (secret, object) = new_secret(body.as_bytes())?;
+            let NewSecret { secret, object } = new_secret(body.as_bytes())?;
             Ok((secret.expose().to_owned(), object.expose().to_owned()))
         };
         let found = |secret: &str, object: &str| Ok((secret.to_owned(), object.to_owned()));
@@ -199,15 +206,15 @@ mod tests {
         );
         let nested = "[".repeat(60_000);
         for (body, why) in [
-            ("", "no JSON"),
-            ("{\"client_secret\":\"s\"} x", "no JSON"),
-            (nested.as_str(), "no JSON"),
+            ("", "a body that is not JSON"),
+            ("{\"client_secret\":\"s\"} x", "a body that is not JSON"),
+            (nested.as_str(), "a body that is not JSON"),
             ("[]", "no client_secret"),
             ("\"client_secret\"", "no client_secret"),
             (r#"{"response":{"x":1},"client_secret":"s"}"#, "no client_secret"),
-            (r#"{"client_secret":null}"#, "a client_secret that is no usable secret"),
-            (r#"{"client_secret":["s"]}"#, "a client_secret that is no usable secret"),
-            (r#"{"client_secret":"\u001b[2J"}"#, "a client_secret that is no usable secret"),
+            (r#"{"client_secret":null}"#, "an unusable client_secret"),
+            (r#"{"client_secret":["s"]}"#, "an unusable client_secret"),
+            (r#"{"client_secret":"\u001b[2J"}"#, "an unusable client_secret"),
         ] {
             assert_eq!(read(body), Err(why));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::reply::Reply;
 
 /// The longest wait that a portal may ask for: no run may take longer.
-const LONGEST: Duration = Duration::from_secs(86400);
+const MAX_WAIT: Duration = Duration::from_secs(86400);
 
 /// The wait after attempt number `attempt`, counted from 0: doubled from 1 s to 30 s, unless the
 /// reply asks for another.
@@ -27,7 +27,7 @@ fn requested(reply: &Reply) -> Option<Duration> {
         0..=3600 => Duration::from_secs(reset),
         _ => Duration::from_nanos(reset),
     });
-    let plausible = |wait: &Duration| (Duration::from_millis(1)..=LONGEST).contains(wait);
+    let plausible = |wait: &Duration| (Duration::from_millis(1)..=MAX_WAIT).contains(wait);
     after.filter(plausible).or(reset.filter(plausible))
 }
 

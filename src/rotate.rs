@@ -9,9 +9,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::call::{Call, Verdict, describe, judge, summarize};
+use crate::call::{Call, Verdict, describe, judge, summarize, without_signature};
 use crate::cli::{Key, Options, Steps};
-use crate::error::{Error, State, io_words};
+use crate::error::{Error, State, io_message};
 use crate::output::{Output, is_fifo, log};
 use crate::portal::Portal;
 use crate::reply::{Failure, Outcome, Reply, is_json, new_secret, signature, takes_secret};
@@ -23,10 +23,10 @@ use crate::signal;
 const SIGNATURE_MAX_AGE: Duration = Duration::from_secs(4 * 60);
 
 /// How long the hand-over may take at least, whatever the time left.
-const HAND_OVER: Duration = Duration::from_secs(30);
+const HAND_OVER_GRACE: Duration = Duration::from_secs(30);
 
 /// How long the revoke, and then the verification, may take at least.
-const LAST_STEP: Duration = Duration::from_secs(10);
+const LAST_STEP_GRACE: Duration = Duration::from_secs(10);
 
 /// Does what the options ask for.
 ///
@@ -46,7 +46,7 @@ struct Job<'a> {
     options: &'a Options,
     /// When the time is up: no wait passes it.
     deadline: Instant,
-    portal: Portal,
+    portal: Portal<'a>,
     /// The reply with which the portal gave no signature.
     no_sign_in: Option<Reply>,
     /// The state in which the client is left if the run fails now, with no PATCH under way.
@@ -66,8 +66,8 @@ impl<'a> Job<'a> {
         }
         let output = self.open_output()?;
         self.look()?;
-        let secret = self.regenerate()?;
-        self.hand_over(&output, &secret)?;
+        let line = self.regenerate()?;
+        self.hand_over(&output, &line)?;
         if self.options.steps == Steps::All {
             self.revoke()?;
         }
@@ -82,7 +82,7 @@ impl<'a> Job<'a> {
             Key::Given(key) => Secret::new(key.expose()),
             Key::InFile(path) => {
                 let file = "the file that DOCSPACE_API_KEY_FILE names";
-                signal::note(format!("while reading {file}"), State::Unreached, State::Unreached);
+                signal::note(format!("while reading {file}"), State::Unreached);
                 // Not shown, as its name is the key where somebody took one variable for the other.
                 Secret::key_file(path).map_err(|why| {
                     Error::usage(format!("DOCSPACE_API_KEY_FILE: the file that it names {why}"))
@@ -94,7 +94,7 @@ impl<'a> Job<'a> {
             [("CLIENT_ID", &options.client), ("the address", &options.url.host)].into_iter().chain(proxy)
         {
             if text.eq_ignore_ascii_case(key.expose()) {
-                let what = format!("{name} is the key, which belongs in DOCSPACE_API_KEY alone");
+                let what = format!("{name} is the API key: set that only in DOCSPACE_API_KEY");
                 return Err(Error::usage(what));
             }
         }
@@ -102,8 +102,8 @@ impl<'a> Job<'a> {
         Ok(Job { options, deadline, portal, no_sign_in: None, state: State::Unreached })
     }
 
-    /// Sees that the output can be opened. A FIFO is left alone: its reader would take the end of this
-    /// for the end of all.
+    /// Sees that the output can be opened. A FIFO is left alone: opened and closed, it would give its
+    /// reader an end of file.
     fn try_output(&self) -> Result<(), Error> {
         match &self.options.output {
             Some(path) if is_fifo(path) => Ok(()),
@@ -119,7 +119,7 @@ impl<'a> Job<'a> {
         };
         self.note(&format!("{waits} {name}"));
         let output = Output::open(self.options.output.as_deref()).map_err(|error| {
-            Error::usage(format!("can't write to {name}: {}", self.portal.redact(&io_words(&error))))
+            Error::usage(format!("can't write to {name}: {}", self.portal.redact(&io_message(&error))))
         })?;
         match &self.options.key {
             Key::InFile(key) if output.is_at(key) => {
@@ -149,7 +149,7 @@ impl<'a> Job<'a> {
                 return Ok(());
             }
             405 | 501 if !check => {
-                self.log("This portal can't be asked for the client beforehand: going on.");
+                self.log("This portal can't be asked for the client beforehand: continuing.");
                 return Ok(());
             }
             405 | 501 => ": it can't be asked for the client beforehand".to_owned(),
@@ -160,29 +160,29 @@ impl<'a> Job<'a> {
         Err(Error::new(State::Refused, self.describe_both(Call::Look, &Ok(reply)) + &why))
     }
 
-    /// Gets the client a new secret; returns what is to be handed over.
+    /// Gets the client a new secret; returns the line that is to be handed over.
     fn regenerate(&mut self) -> Result<Secret, Error> {
         let reply = self.call(Call::Regenerate)?;
-        let (secret, object) = new_secret(&reply.body).map_err(|why| {
+        let new = new_secret(&reply.body).map_err(|why| {
             let what = format!("{} and {why}", self.describe(Call::Regenerate, Ok(&reply)));
             Error::new(State::Unknown, what)
         })?;
-        let handed = if self.options.json { object } else { Secret::new(secret.expose()) };
-        self.portal.keep(secret);
+        let text = if self.options.json { &new.object } else { &new.secret };
+        let line = Secret::new(format!("{}\n", text.expose()));
+        self.portal.keep(new.secret);
         self.note(&format!("while writing the new secret to {}", self.output_name()));
         self.log("Client secret has been regenerated.");
-        Ok(handed)
+        Ok(line)
     }
 
-    fn hand_over(&mut self, output: &Output, secret: &Secret) -> Result<(), Error> {
-        let line = Secret::new(format!("{}\n", secret.expose()));
+    fn hand_over(&mut self, output: &Output, line: &Secret) -> Result<(), Error> {
         output.write(line.expose().as_bytes()).map_err(|error| {
-            let (name, why) = (self.output_name(), self.portal.redact(&io_words(&error)));
+            let (name, why) = (self.output_name(), self.portal.redact(&io_message(&error)));
             Error::new(self.state, format!("the new secret could not be written to {name}: {why}"))
         })?;
         match self.options.steps {
-            Steps::All => self.begin(State::NotRevoked, LAST_STEP),
-            _ if self.options.verify => self.begin(State::NotVerified, LAST_STEP),
+            Steps::All => self.begin(State::NotRevoked, LAST_STEP_GRACE),
+            _ if self.options.verify => self.begin(State::NotVerified, LAST_STEP_GRACE),
             _ => signal::settle(),
         }
         Ok(())
@@ -206,8 +206,8 @@ impl<'a> Job<'a> {
                 return Ok(());
             }
             Some(false) => format!(
-                "{} does not take the new secret: another run or a late PATCH replaced it",
-                self.host()
+                "{} rejects the new secret: another run or a late PATCH replaced it",
+                self.portal.host()
             ),
             None => {
                 format!(
@@ -231,12 +231,11 @@ impl Job<'_> {
                 self.sign_in_if_due()?;
             }
             let once_sent = if call == Call::Regenerate { State::Unknown } else { self.state };
-            signal::note(format!("during {} at {}", call.name(), self.peer()), self.state, once_sent);
-            let outcome = self.portal.send(call);
+            let outcome = self.portal.send(call, self.state, once_sent);
             let mut verdict = judge(call, &outcome, self.may_sign_in());
             self.settle(call, verdict);
-            let refused = verdict == Verdict::SignIn;
-            if refused {
+            let logged = verdict == Verdict::SignIn;
+            if logged {
                 // Shown with what follows, so that nobody reads a good run's log as a failure.
                 self.log(&format!("{}, so signing in first", summarize(call, &outcome)));
                 if self.sign_in()? {
@@ -250,12 +249,14 @@ impl Job<'_> {
             let (state, outcome) = match (verdict, outcome) {
                 (Verdict::Done, Ok(reply)) => return Ok(reply),
                 (Verdict::Retry, outcome) => {
-                    self.wait(call, attempt, &outcome, refused)?;
+                    self.wait(call, attempt, &outcome, logged)?;
                     attempt += 1;
                     continue;
                 }
                 (Verdict::Unknown, outcome) => (State::Unknown, outcome),
-                (_, outcome) => (self.refused(), outcome),
+                (Verdict::Refused | Verdict::SignIn | Verdict::Done, outcome) => {
+                    (self.state.refused(), outcome)
+                }
             };
             let mut error = Error::new(state, self.describe_both(call, &outcome));
             if let (State::Refused, Err(Failure::RefusedByProxy(_))) = (state, &outcome) {
@@ -275,12 +276,10 @@ impl Job<'_> {
                 self.log(&summarize(call, outcome));
             }
             let (what, limit) = (self.describe_both(call, outcome), self.options.timeout.as_secs_f64());
-            let why = format!(
-                "the wait of {seconds} s before the next attempt would exceed the time limit of {limit} s"
-            );
+            let why = format!("the next attempt, in {seconds} s, would exceed the time limit of {limit} s");
             return Err(Error::new(self.state, format!("{what}, and {why}")));
         }
-        self.note(&format!("before another {} at {}", call.name(), self.peer()));
+        self.note(&format!("before another {} at {}", call.name(), self.portal.peer()));
         match logged {
             true => self.log(&format!("{} Trying again in {seconds} s", call.name())),
             false => self.log(&format!("{}, trying again in {seconds} s", summarize(call, outcome))),
@@ -296,16 +295,10 @@ impl Job<'_> {
             return Ok(());
         }
         let Some(reply) = &self.no_sign_in else { return Ok(()) };
-        let why = match reply.status {
-            401 => ": the key is wrong or no longer valid",
-            403 => ": the key lacks global rights to read and write",
-            300..=399 => "",
-            _ => {
-                self.log("This portal has no sign-in: going on with the key alone.");
-                return Ok(());
-            }
-        };
-        Err(Error::new(self.refused(), self.describe(Call::Token, Ok(reply)) + why))
+        without_signature(reply.status)
+            .map_err(|why| Error::new(self.state.refused(), self.describe(Call::Token, Ok(reply)) + why))?;
+        self.log("This portal has no sign-in: continuing with the key alone.");
+        Ok(())
     }
 
     /// Whether a refusal is a reason to sign in: a bearer other than an API key goes alone, as
@@ -328,15 +321,15 @@ impl Job<'_> {
     fn settle(&mut self, call: Call, verdict: Verdict) {
         match (verdict, call) {
             (Verdict::Refused | Verdict::Unknown, _) => signal::settle(),
-            (Verdict::Done, Call::Regenerate) => self.begin(State::NotHandedOver, HAND_OVER),
+            (Verdict::Done, Call::Regenerate) => self.begin(State::NotHandedOver, HAND_OVER_GRACE),
             (Verdict::Done, Call::Revoke) if self.options.verify => {
-                self.begin(State::NotVerified, LAST_STEP);
+                self.begin(State::NotVerified, LAST_STEP_GRACE);
             }
             (Verdict::Done, Call::Revoke | Call::Introspect) => signal::settle(),
             (Verdict::Done, Call::Look) if self.options.steps == Steps::Check => signal::settle(),
             _ => {}
         }
-        self.note(&format!("after {} at {}", call.name(), self.peer()));
+        self.note(&format!("after {} at {}", call.name(), self.portal.peer()));
     }
 
     /// Begins the part of the run in which a failure leaves this state. It has some time even where
@@ -346,16 +339,8 @@ impl Job<'_> {
         signal::set_timer(self.deadline.saturating_duration_since(Instant::now()).max(grace));
     }
 
-    /// The state in which a refusal leaves the client.
-    fn refused(&self) -> State {
-        match self.state {
-            State::Unreached => State::Refused,
-            state => state,
-        }
-    }
-
     fn describe(&self, call: Call, outcome: Result<&Reply, &Failure>) -> String {
-        describe(call, outcome, &self.options.url.host, |text| self.portal.redact(text))
+        describe(call, outcome, &self.portal.host(), |text| self.portal.redact(text))
     }
 
     /// The same, with the reply to the sign-in where that gave no signature.
@@ -370,21 +355,7 @@ impl Job<'_> {
     }
 
     fn note(&self, what: &str) {
-        signal::note(what, self.state, self.state);
-    }
-
-    fn host(&self) -> String {
-        self.portal.redact(&self.options.url.host)
-    }
-
-    /// The host, and the proxy on the way to it.
-    fn peer(&self) -> String {
-        match &self.options.proxy {
-            Some(proxy) => {
-                format!("{} through the proxy {}", self.host(), self.portal.redact(&proxy.to_string()))
-            }
-            None => self.host(),
-        }
+        signal::note(what, self.state);
     }
 
     fn log(&self, line: &str) {

@@ -6,19 +6,19 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::error::io_words;
+use crate::error::io_message;
 
 /// What stands in place of a text that holds a secret.
-const HIDDEN: &str = "[hidden]";
+const REDACTED: &str = "[hidden]";
 
 /// The longest text from outside that is shown, in characters.
-const LONGEST_SHOWN: usize = 200;
+const MAX_SHOWN: usize = 200;
 
 /// The longest key in bytes: web servers take no header line over 8 KiB.
-const LONGEST_KEY: usize = 8000;
+const MAX_KEY: usize = 8000;
 
 /// So many bytes of a secret in a row give it away.
-const TELLING: usize = 8;
+const MIN_REVEALING: usize = 8;
 
 /// A key, a signature or a client secret. Nothing shows it but [`Secret::expose`].
 #[derive(PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Secret {
         if key.is_empty() {
             return Err("holds no key");
         }
-        if key.len() > LONGEST_KEY {
+        if key.len() > MAX_KEY {
             return Err("holds more than 8,000 characters, which no portal takes for a key");
         }
         // A quote is left over from a file of variables, and would hide what kind of key it is.
@@ -59,9 +59,8 @@ impl Secret {
     pub fn key_file(path: &Path) -> Result<Secret, String> {
         let mut text = Vec::new();
         // Some more than a key may have, for white space: an endless file is refused, not read.
-        let read =
-            File::open(path).and_then(|file| file.take(LONGEST_KEY as u64 + 64).read_to_end(&mut text));
-        read.map_err(|error| format!("can't be read: {}", io_words(&error)))?;
+        let read = File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
+        read.map_err(|error| format!("can't be read: {}", io_message(&error)))?;
         Ok(Secret::key(&text)?)
     }
 
@@ -77,7 +76,7 @@ impl Secret {
         let base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         let parts: Vec<&str> = text.split('.').collect();
         let jwt = parts.len() == 3
-            && text.len() <= LONGEST_KEY
+            && text.len() <= MAX_KEY
             && parts[..2].iter().all(|part| !part.is_empty())
             && parts.iter().all(|part| part.bytes().all(base64url));
         jwt.then(|| Secret::new(text))
@@ -93,7 +92,7 @@ impl Secret {
     /// one, in any case of letters.
     fn is_in(&self, text: &str) -> bool {
         let (secret, text) = (self.0.to_ascii_lowercase(), text.to_ascii_lowercase());
-        let length = secret.len().min(TELLING);
+        let length = secret.len().min(MIN_REVEALING);
         if length == 0 {
             return false;
         }
@@ -104,7 +103,7 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(HIDDEN)
+        f.write_str(REDACTED)
     }
 }
 
@@ -124,15 +123,15 @@ pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> 
         }
     }
     match secrets.into_iter().any(|secret| secret.is_in(text) || secret.is_in(&line)) {
-        true => HIDDEN.to_owned(),
+        true => REDACTED.to_owned(),
         false => shorten(line),
     }
 }
 
 /// The first 200 characters of a line.
 pub fn shorten(line: String) -> String {
-    match line.char_indices().nth(LONGEST_SHOWN) {
-        Some(_) => line.chars().take(LONGEST_SHOWN - 1).chain(['…']).collect(),
+    match line.char_indices().nth(MAX_SHOWN) {
+        Some(_) => line.chars().take(MAX_SHOWN - 1).chain(['…']).collect(),
         None => line,
     }
 }

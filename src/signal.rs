@@ -5,15 +5,16 @@
 
 use std::ffi::c_int;
 use std::mem;
+use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Duration;
 
 use crate::error::State;
-use crate::output::is_writable;
 
-/// The longest line of the handler in bytes: what poll(2) calls writable takes that much at least.
-const LINE: usize = 4096;
+/// The longest line that is written, in bytes: a pipe that poll(2) calls writable takes so many without
+/// blocking (PIPE_BUF in pipe(7), 4,096 on Linux).
+const MAX_LINE: usize = 4096;
 
 /// The signals that end the run early.
 const SIGNALS: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM];
@@ -29,20 +30,25 @@ struct Note {
 static NOTE: AtomicPtr<Note> = AtomicPtr::new(ptr::null_mut());
 
 /// Notes what the run does from now on, and the state in which it leaves the client if it ends
-/// meanwhile: `state`, and `once_sent` after [`sent`].
-pub fn note(what: impl Into<String>, state: State, once_sent: State) {
+/// meanwhile.
+pub fn note(what: impl Into<String>, state: State) {
+    note_request(what, state, state);
+}
+
+/// The same for a request: `once_sent` is the state after [`sent`].
+pub fn note_request(what: impl Into<String>, state: State, once_sent: State) {
     let note = Note { what: what.into(), states: [state, once_sent], sent: AtomicBool::new(false) };
     let last = NOTE.swap(Box::into_raw(Box::new(note)), Ordering::SeqCst);
     if !last.is_null() {
-        // SAFETY: it came from a box, and nobody reads it: the one thread is here, not in the
-        // handler, which never returns.
+        // SAFETY: it came from a box, and only this function frees one. The program has one thread,
+        // which is here: neither in the handler, which never returns, nor in another function below.
         drop(unsafe { Box::from_raw(last) });
     }
 }
 
 /// Notes that a byte of the request under way may have left.
 pub fn sent() {
-    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    // SAFETY: only `note_request` frees a note, on this one thread.
     if let Some(note) = unsafe { NOTE.load(Ordering::SeqCst).as_ref() } {
         note.sent.store(true, Ordering::SeqCst);
     }
@@ -50,13 +56,13 @@ pub fn sent() {
 
 /// Whether a byte of the request under way may have left.
 pub fn is_sent() -> bool {
-    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    // SAFETY: only `note_request` frees a note, on this one thread.
     unsafe { NOTE.load(Ordering::SeqCst).as_ref() }.is_some_and(|note| note.sent.load(Ordering::SeqCst))
 }
 
 /// Sets the handler. A signal that the caller ignores stays ignored, but for the timer's.
 pub fn install() {
-    note("before anything was sent", State::Unreached, State::Unreached);
+    note("before anything was sent", State::Unreached);
     // SAFETY: the structures are valid, and `end` has the form that sigaction(2) wants.
     unsafe {
         // A file that may not grow is then an error of the write, and not the end of the run.
@@ -93,22 +99,31 @@ pub fn settle() {
     }
 }
 
-/// Has the run end after so long, instead of when it was to end before.
+/// Rearms the timer: the run ends after `after`.
 pub fn set_timer(after: Duration) {
-    // Rounded up, as 0 would switch the timer off.
-    let microseconds = after.as_nanos().div_ceil(1000).max(1);
-    // SAFETY: all zero is a valid structure, and it outlives the call.
-    unsafe {
-        let mut timer: libc::itimerval = mem::zeroed();
-        timer.it_value.tv_sec = (microseconds / 1_000_000) as _;
-        timer.it_value.tv_usec = (microseconds % 1_000_000) as _;
-        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
-    }
+    let interval = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let timer = libc::itimerval { it_interval: interval, it_value: timeval(after) };
+    // SAFETY: the structure is valid and outlives the call.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
+}
+
+/// A time in seconds and microseconds, rounded up: 0 would disarm the timer.
+fn timeval(time: Duration) -> libc::timeval {
+    let microseconds = time.as_nanos().div_ceil(1000).max(1);
+    libc::timeval { tv_sec: (microseconds / 1_000_000) as _, tv_usec: (microseconds % 1_000_000) as _ }
+}
+
+/// Whether the descriptor takes bytes, or has an error to tell, within so many milliseconds; -1
+/// waits for ever. Async-signal-safe.
+pub fn is_writable(fd: RawFd, milliseconds: i32) -> bool {
+    let mut fd = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure is passed, and it is valid.
+    unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
 
 /// Calls only what is async-signal-safe (signal-safety(7)): poll, write, _exit.
 extern "C" fn end(signal: c_int) {
-    // SAFETY: a note is freed only when it is no longer in `NOTE`.
+    // SAFETY: only `note_request` frees a note, and this thread is here.
     let note = unsafe { NOTE.load(Ordering::SeqCst).as_ref() };
     let (what, state) = match note {
         Some(note) => (note.what.as_str(), note.states[usize::from(note.sent.load(Ordering::SeqCst))]),
@@ -120,9 +135,9 @@ extern "C" fn end(signal: c_int) {
         libc::SIGINT => ("ended by SIGINT ", 128 + signal),
         _ => ("ended by SIGTERM ", 128 + signal),
     };
-    let (mut line, mut length) = ([b'\n'; LINE], 0);
+    let (mut line, mut length) = ([b'\n'; MAX_LINE], 0);
     for text in ["docspace-rotate: ", cause, what, "; ", state.words(), "; ", state.next()] {
-        for byte in text.bytes().take(LINE - 1 - length) {
+        for byte in text.bytes().take(MAX_LINE - 1 - length) {
             line[length] = byte;
             length += 1;
         }
@@ -134,5 +149,25 @@ extern "C" fn end(signal: c_int) {
             libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length + 1);
         }
         libc::_exit(status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timers_time_is_rounded_up() {
+        for (time, seconds, microseconds) in [
+            (Duration::ZERO, 0, 1),
+            (Duration::from_nanos(1), 0, 1),
+            (Duration::from_nanos(1001), 0, 2),
+            (Duration::from_millis(1500), 1, 500_000),
+            (Duration::from_nanos(999_999_001), 1, 0),
+            (Duration::from_secs(86400), 86400, 0),
+        ] {
+            let value = timeval(time);
+            assert_eq!((value.tv_sec, value.tv_usec), (seconds, microseconds), "{time:?}");
+        }
     }
 }

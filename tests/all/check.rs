@@ -105,7 +105,7 @@ fn refusals_are_3() {
         let done = run(&mut rotate(&stand));
         match goes_on {
             true => {
-                let beforehand = "This portal can't be asked for the client beforehand: going on.";
+                let beforehand = "This portal can't be asked for the client beforehand: continuing.";
                 let status = format!("[HEAD client] Status: {}", &said[35..38]);
                 done.is(0, &line(), &[LOG[0], &status, beforehand, LOG[2], LOG[3], LOG[4], LOG[5]]);
             }

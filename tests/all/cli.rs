@@ -1,6 +1,6 @@
 //! The command line through the real program: each mistake costs one line and not one packet.
 
-use crate::portal::{CLIENT, KEY, Stand, good_run, look, on, reply};
+use crate::portal::{Act, CLIENT, KEY, Stand, Step, good_run, look, on, reply};
 use crate::run::{self, Folder, program, rotate, run};
 
 #[test]
@@ -37,14 +37,14 @@ type Mistake = (&'static [&'static str], &'static [(&'static str, &'static str)]
 fn mistakes_send_nothing() {
     let stand = Stand::script(vec![]);
     let mistakes: &[Mistake] = &[
-        (&["--bogus"], &[], "--bogus: no such option"),
-        (&["-z"], &[], "-z: no such option"),
-        (&["--api-key=hush"], &[], "--api-key: no such option"),
-        (&["--quiet=hush"], &[], "--quiet: it takes no value"),
+        (&["--bogus"], &[], "--bogus: unknown option"),
+        (&["-z"], &[], "-z: unknown option"),
+        (&["--api-key=hush"], &[], "--api-key: unknown option"),
+        (&["--quiet=hush"], &[], "--quiet: takes no value"),
         (&["one-more"], &[], "CLIENT_ID: more than one argument is given"),
-        (&["--only", "rotate"], &[], "--only: the step is regenerate or revoke"),
+        (&["--only", "rotate"], &[], "--only: STEP must be regenerate or revoke"),
         (&["--timeout", "soon"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
-        (&["--timeout"], &[], "--timeout: its value is missing"),
+        (&["--timeout"], &[], "--timeout: a value is required"),
         (
             &["--url", "http://127.0.0.1.invalid"],
             &[],
@@ -75,11 +75,7 @@ fn mistakes_send_nothing() {
             &[("DOCSPACE_API_KEY_FILE", "hush")],
             "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
         ),
-        (
-            &[],
-            &[("DOCSPACE_API_KEY", CLIENT)],
-            "CLIENT_ID is the key, which belongs in DOCSPACE_API_KEY alone",
-        ),
+        (&[], &[("DOCSPACE_API_KEY", CLIENT)], "CLIENT_ID is the API key: set that only in DOCSPACE_API_KEY"),
         (
             &[],
             &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "missing/file")],
@@ -88,22 +84,22 @@ fn mistakes_send_nothing() {
         (
             &[],
             &[("http_proxy", "quic://hush")],
-            "http_proxy: no usable proxy: it begins with none of http:// https:// socks4:// socks5://",
+            "http_proxy: not a usable proxy: the scheme must be one of http:// https:// socks4:// socks5://",
         ),
         (
             &[],
             &[("ALL_PROXY", "socks5://hush@127.0.0.1:1")],
-            "ALL_PROXY: no usable proxy: SOCKS5 takes a user and a password of 1 to 255 bytes each",
+            "ALL_PROXY: not a usable proxy: SOCKS5 takes a user and a password of 1 to 255 bytes each",
         ),
         (
             &["--url", "http://[::1]:1"],
             &[("ALL_PROXY", "socks4://127.0.0.1:1")],
-            "ALL_PROXY: no usable proxy: SOCKS4 knows no IPv6 address",
+            "ALL_PROXY: not a usable proxy: SOCKS4 does not support IPv6",
         ),
         (
             &[],
             &[("ALL_PROXY", "http://us er:hush@127.0.0.1:1")],
-            "ALL_PROXY: no usable proxy: bad user or password (write special characters as %XX)",
+            "ALL_PROXY: not a usable proxy: bad user or password (write special characters as %XX)",
         ),
         (
             &["--output", "missing/file"],
@@ -116,7 +112,7 @@ fn mistakes_send_nothing() {
         (
             &["--output", "secret", "--only", "revoke"],
             &[],
-            "--output: --only revoke makes no secret to write",
+            "--output: with --only revoke there is no new secret to write",
         ),
         (
             &["--url", "https://127.0.0.1:1", "--cacert", "missing.pem"],
@@ -208,7 +204,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
     let proxy = format!("http://{KEY}:1");
     let output = format!("{KEY}/file");
     for (args, env, error) in [
-        (&["--url", &address][..], None, "the address is the key, which belongs in DOCSPACE_API_KEY alone"),
+        (&["--url", &address][..], None, "the address is the API key: set that only in DOCSPACE_API_KEY"),
         (&["--cacert", KEY], None, "--cacert [hidden] can't be read: No such file or directory"),
         (
             &[],
@@ -236,8 +232,7 @@ fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
             let mut command = program();
             command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
             let refused = run(command.env("DOCSPACE_CLIENT_ID", variable).args(args));
-            let error =
-                "this is an API key, which belongs in DOCSPACE_API_KEY alone; nothing was sent; see --help";
+            let error = "this is an API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
             refused.is(2, "", &[&format!("docspace-rotate: {named}: {error}")]);
             assert!(!refused.stderr.to_lowercase().contains("another"), "{refused}");
         }
@@ -249,7 +244,7 @@ fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
         (&["--allow-http"], proxy.as_str(), "http_proxy"),
     ] {
         let refused = run(rotate(&stand).args(args).env("http_proxy", proxy));
-        let error = "is the key, which belongs in DOCSPACE_API_KEY alone; nothing was sent; see --help";
+        let error = "is the API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
         refused.is(2, "", &[&format!("docspace-rotate: {named} {error}")]);
     }
     assert_eq!(stand.connections(), 0);
@@ -272,9 +267,9 @@ fn a_key_that_is_in_every_word_leaves_our_own_words_alone() {
             &["--output", "missing/file"],
             "can't write to --output [hidden]: No such file or directory",
         ),
-        (KEY, &[&long], "[hidden]: no such option"),
-        (KEY, &["--sk-4f1d9"], "[hidden]: no such option"),
-        (KEY, &["--sk-4f1d"], "--sk-4f1d: no such option"),
+        (KEY, &[&long], "[hidden]: unknown option"),
+        (KEY, &["--sk-4f1d9"], "[hidden]: unknown option"),
+        (KEY, &["--sk-4f1d"], "--sk-4f1d: unknown option"),
     ] {
         let refused = run(rotate(&stand).args(args).env("DOCSPACE_API_KEY", key));
         refused.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent; see --help")]);
@@ -286,7 +281,33 @@ fn a_key_that_is_in_every_word_leaves_our_own_words_alone() {
     refused.is(3, "", &["[HEAD client] Status: 200", "[PATCH regenerate] Status: 404", error]);
 }
 
-#[cfg(unix)]
+/// The same for what a signal or the timer shows, and for the log of a good run.
+#[test]
+fn a_key_that_is_a_part_of_the_address_hides_it() {
+    let key = "27.0.0";
+    let stand = Stand::script(vec![Step::Request("HEAD client", vec![Act::Hang])]);
+    let missed = run(rotate(&stand).env("DOCSPACE_API_KEY", key).args(["--timeout", "0.5"]));
+    missed.is(4, "", &["docspace-rotate: timed out during [HEAD client] at [hidden]; the client's secret …"]);
+    let stand = Stand::script(vec![look()]);
+    let done = run(rotate(&stand).env("DOCSPACE_API_KEY", key).arg("--check"));
+    let ready = format!("Ready: [hidden] has client {CLIENT}, by a bearer token without sign-in.");
+    done.is(0, "", &["[HEAD client] Status: 200", &ready]);
+}
+
+#[test]
+fn a_ca_file_that_nobody_writes_is_waited_for() {
+    let folder = Folder::new();
+    let fifo = folder.fifo();
+    let stand = Stand::script(vec![]);
+    let missed =
+        run(rotate(&stand).args(["--timeout", "0.2", "--url", "https://127.0.0.1", "--cacert"]).arg(&fifo));
+    let error = format!(
+        "docspace-rotate: timed out while reading --cacert {}; the client's secret …",
+        fifo.display()
+    );
+    missed.is(4, "", &[&error]);
+}
+
 #[test]
 fn a_key_may_come_through_a_pipe_and_is_waited_for() {
     let folder = Folder::new();

@@ -221,7 +221,7 @@ mod repeats {
         let stand = Stand::script(looked([on("PATCH regenerate", hour())]));
         let done = run(&mut rotate(&stand));
         is_state(&done, 4, UNCHANGED);
-        let why = "answered [PATCH regenerate] with status 429, and the wait of 3600 s before the next attempt would exceed the time limit of 120 s";
+        let why = "answered [PATCH regenerate] with status 429, and the next attempt, in 3600 s, would exceed the time limit of 120 s";
         assert!(done.error().contains(why), "{done}");
 
         let stand =
@@ -368,6 +368,26 @@ mod time {
             Step::Request("DELETE revoke", vec![Act::Drip(reply("delete-200"), Duration::ZERO)]),
         ]);
         run(rotate(&stand).arg("-q")).is(0, &line(), &[]);
+    }
+
+    #[test]
+    fn an_attempt_at_a_safe_call_has_thirty_seconds() {
+        let mut script = good_run();
+        script.insert(1, Step::Request("HEAD client", vec![Act::Hang]));
+        let stand = Stand::script(script);
+        let retry = "[HEAD client] No answer: no reply in time, trying again in 1 s";
+        run(&mut rotate(&stand)).is(0, &line(), &[LOG[0], retry, LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]]);
+    }
+
+    #[test]
+    fn an_attempt_at_a_connection_has_ten_seconds() {
+        let (_folder, certificates, ca) = run::authority();
+        let mut script = good_run();
+        script.insert(0, Step::Accepted(vec![Act::Hang]));
+        let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
+        let retry = "[GET token] Not sent: no connection within 10 s, trying again in 1 s";
+        let log = [retry, LOG[0], LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]];
+        run(rotate(&stand).arg("--cacert").arg(ca)).is(0, &line(), &log);
     }
 
     #[test]

@@ -90,8 +90,8 @@ fn a_bad_output_is_2_and_nothing_is_sent() {
         (escape, "No such file or directory"),
         (folder.as_ref(), "Is a directory"),
         (&missing, "No such file or directory"),
-        (&slash, "it names a folder"),
-        (&dot, "it names a folder"),
+        (&slash, "it is a directory"),
+        (&dot, "it is a directory"),
         (&dangling, "it is a dangling symbolic link"),
         (Path::new("/proc/version"), "Permission denied"),
     ] {
@@ -184,6 +184,12 @@ fn a_fifo_that_nobody_reads_is_4_when_the_time_is_up() {
     let folder = Folder::new();
     let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
+    // As short a time as can be asked for is no time without end.
+    run(to(&stand, &fifo).args(["--timeout", "0.0000001"])).is(
+        4,
+        "",
+        &["docspace-rotate: timed out …"],
+    );
     let refused = run(to(&stand, &fifo).args(["--timeout", "0.2"]));
     let error = format!(
         "docspace-rotate: timed out while waiting for a reader of --output {}; the client's secret is unchanged; run again later",
@@ -366,6 +372,25 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
         command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     let lost = finish(&command, child);
     lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
+}
+
+/// The hand-over has its 30 s, and the connection is kept for that long.
+#[test]
+fn a_stdout_that_is_read_late_gets_the_secret() {
+    let (mut reader, writer) = run::full_pipe();
+    let stand = Stand::script(good_run());
+    let mut command = rotate(&stand);
+    command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    stand.wait_for(3);
+    thread::sleep(Duration::from_secs(17));
+    let mut text = vec![];
+    reader.read_to_end(&mut text).unwrap();
+    assert!(text.ends_with(line().as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(stand.connections(), 1);
 }
 
 #[test]

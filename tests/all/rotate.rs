@@ -155,7 +155,7 @@ fn a_portal_without_sign_in_gets_the_key_alone() {
             on("PATCH regenerate", reply("patch-200")),
             on("DELETE revoke", reply("delete-200")),
         ]);
-        let alone = "This portal has no sign-in: going on with the key alone.";
+        let alone = "This portal has no sign-in: continuing with the key alone.";
         run(&mut rotate(&stand)).is(0, &line(), &[&status, alone, LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]]);
         assert!(stand.requests().iter().all(|r| r.header("x-signature").is_none()));
     }
@@ -283,13 +283,13 @@ fn a_secret_echoed_by_a_refused_revoke_is_not_shown() {
 fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
     let wide = format!(r#"{{"client_secret":"{}"}}"#, "s".repeat(1025));
     for (answer, why) in [
-        (json("<html>"), "and no JSON"),
-        (json(r#"{"client_secret":"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa""#), "and no JSON"),
+        (json("<html>"), "and a body that is not JSON"),
+        (json(r#"{"client_secret":"LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa""#), "and a body that is not JSON"),
         (json("{}"), "and no client_secret"),
-        (json(r#"{"client_secret":""}"#), "and a client_secret that is no usable secret"),
-        (json(r#"{"client_secret":"two\nlines"}"#), "and a client_secret that is no usable secret"),
-        (json(r#"{"client_secret":7}"#), "and a client_secret that is no usable secret"),
-        (json(wide), "and a client_secret that is no usable secret"),
+        (json(r#"{"client_secret":""}"#), "and an unusable client_secret"),
+        (json(r#"{"client_secret":"two\nlines"}"#), "and an unusable client_secret"),
+        (json(r#"{"client_secret":7}"#), "and an unusable client_secret"),
+        (json(wide), "and an unusable client_secret"),
     ] {
         let stand = Stand::script(looked([on("PATCH regenerate", answer)]));
         let error = format!(
@@ -312,7 +312,7 @@ fn an_answer_without_a_secret_is_7_and_nothing_is_revoked() {
 fn a_portal_that_is_not_there_is_4() {
     let stand = Stand::script(vec![]);
     let missed = run(rotate(&stand).args(["--timeout", "0.2", "--url", "http://127.0.0.1:1"]));
-    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused, and the wait of 1 s before the next attempt would exceed the time limit of 0.2 s; the client's secret is unchanged; run again later"]);
+    missed.is(4, "", &["docspace-rotate: 127.0.0.1 was not reached for [GET token]: Connection refused, and the next attempt, in 1 s, would exceed the time limit of 0.2 s; the client's secret is unchanged; run again later"]);
 }
 
 #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM at every step: the status, the one line, and what is left behind.
+//! SIGHUP, SIGINT, SIGTERM and SIGALRM at every step: the status, the one line, and what is left behind.
 
 use std::fs;
 use std::io::Read;
@@ -171,23 +171,25 @@ fn a_new_file_goes_and_one_with_the_secret_stays() {
 
 #[test]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    let (answer, step) = held("PATCH regenerate", reply("patch-200"));
-    let mut script = good_run();
-    script[2] = step;
-    let stand = Stand::script(script);
-    let mut command = rotate(&stand);
-    // SAFETY: signal(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_IGN);
-            Ok(())
-        });
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        let (answer, step) = held("PATCH regenerate", reply("patch-200"));
+        let mut script = good_run();
+        script[2] = step;
+        let stand = Stand::script(script);
+        let mut command = rotate(&stand);
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(signal, libc::SIG_IGN);
+                Ok(())
+            });
+        }
+        let child = start(command.arg("-q"));
+        stand.wait_for(3);
+        send(&child, signal);
+        drop(answer);
+        finish(&command, child).is(0, &format!("{SECRET}\n"), &[]);
     }
-    let child = start(command.arg("-q"));
-    stand.wait_for(3);
-    send(&child, libc::SIGINT);
-    drop(answer);
-    finish(&command, child).is(0, &format!("{SECRET}\n"), &[]);
 }
 
 /// An alarm that was set for the program before this one, and its signal blocked or ignored.

@@ -49,7 +49,7 @@ fn it_goes_below_the_address_and_after_the_hand_over_alone_too() {
 #[test]
 fn a_dead_secret_is_8() {
     let (_stand, done) = verified(vec![Act::Send(reply("introspect-401"))]);
-    let error = "docspace-rotate: 127.0.0.1 does not take the new secret: another run or a late PATCH replaced it; \
+    let error = "docspace-rotate: 127.0.0.1 rejects the new secret: another run or a late PATCH replaced it; \
         the new secret is handed over, but not verified; run again, one run at a time";
     let log = [&LOG[..], &["[POST introspect] Status: 401", error]].concat();
     done.is(8, &line(), &log);
@@ -77,10 +77,7 @@ fn what_could_not_be_asked_is_8() {
             vec![Act::Send(http("302 ", "Location: /login", ""))],
             "redirects [POST introspect] (status 302) to /login",
         ),
-        (
-            vec![Act::Send(reply("delete-503"))],
-            "with status 503, and the wait of 1 s before the next attempt would exceed",
-        ),
+        (vec![Act::Send(reply("delete-503"))], "with status 503, and the next attempt, in 1 s, would exceed"),
         (vec![Act::Close], "gave no usable answer to [POST introspect]: "),
         (vec![Act::Reset], "gave no usable answer to [POST introspect]: "),
         (vec![Act::Send(http("400 ", "", format!("{SECRET} is bad")))], "with status 400; "),
@@ -160,7 +157,7 @@ fn of_two_runs_at_once_the_faster_is_told() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(8));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("does not take the new secret: another run or a late PATCH"), "{error}");
+    assert!(error.contains("rejects the new secret: another run or a late PATCH"), "{error}");
 }
 
 #[test]
