@@ -8,20 +8,23 @@ use lexopt::prelude::*;
 
 use crate::address::{Proxy, Url};
 use crate::error::Error;
+use crate::output::Destination;
 use crate::secret::{Secret, redact};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
 docspace-rotate: give an ONLYOFFICE DocSpace OAuth client a new secret
 
-Regenerates the client's secret, prints it alone on stdout, and revokes the
-caller's consent to the client.
+Regenerates the client's secret, hands it over to COMMAND, in a file or on
+stdout, and revokes the caller's consent to the client.
 
-Usage: docspace-rotate [OPTIONS] [CLIENT_ID]
+Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
 
   CLIENT_ID              OAuth client's id            [env: DOCSPACE_CLIENT_ID]
+  COMMAND [ARG]...       give the secret to COMMAND on its stdin
   -u, --url URL          the portal's address         [env: DOCSPACE_BASE_URL]
   -o, --output FILE      write the secret to FILE instead of stdout
+  -n, --no-newline       write no newline after the secret
       --json             write the portal's JSON object, not the bare secret
       --only STEP        perform only this step: regenerate, revoke
       --verify           finally, check that the portal accepts the new secret
@@ -42,11 +45,12 @@ Environment:
 
 Exit status: the state that the client is in
   0  all steps asked for are done
-  2  invalid usage, setting, key file or output; nothing was sent
+  2  invalid usage, setting, key file, output or command; nothing was sent
   3  refused, or the TLS handshake failed for good; nothing changed
   4  not reached, or busy, until the timeout; nothing changed
   5  new secret handed over, consent not revoked: run again with --only revoke
-  6  new secret made, but it could not be handed over: fix the output, run again
+  6  new secret made, but it could not be handed over: fix the output or the
+     command, run again
   7  unknown: the change may have happened; treat the old secret as revoked and
      run again in a few minutes
   8  --verify only: handed over, but the portal rejects the new secret,
@@ -58,7 +62,7 @@ far it got.
 
 /// What the command line asks for.
 #[derive(Debug)]
-pub enum Command {
+pub enum Action {
     /// Print [`HELP`].
     Help,
     /// Print the version.
@@ -82,8 +86,10 @@ pub struct Options {
     pub steps: Steps,
     /// At the end, see that the portal takes the new secret.
     pub verify: bool,
-    /// The file that gets the secret; stdout where there is none.
-    pub output: Option<PathBuf>,
+    /// Where the secret goes.
+    pub destination: Destination,
+    /// Write a newline after the secret, where it does not go to a command.
+    pub newline: bool,
     /// Write the portal's JSON object instead of the bare secret.
     pub json: bool,
     /// The file with the only CA certificates to trust, and the argument or variable that named it.
@@ -125,19 +131,26 @@ pub enum Steps {
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Command, Error> {
+) -> Result<Action, Error> {
     // An empty variable counts as unset.
     let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
     let mut given = Arguments::default();
     let mut parser = lexopt::Parser::from_args(args);
     let key = Secret::new(env("DOCSPACE_API_KEY").unwrap_or_default().to_string_lossy());
     let error = |error| plain(error, &key);
-    while let Some(arg) = parser.next().map_err(error)? {
+    loop {
+        if let Some(mut rest) = parser.try_raw_args()
+            && rest.next_if(|arg| arg == "--").is_some()
+        {
+            given.command = Some(rest.collect());
+        }
+        let Some(arg) = parser.next().map_err(error)? else { break };
         match arg {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Short('V') | Long("version") => return Ok(Command::Version),
+            Short('h') | Long("help") => return Ok(Action::Help),
+            Short('V') | Long("version") => return Ok(Action::Version),
             Short('u') | Long("url") => given.url = Some(utf8("--url", value(&mut parser, "--url")?)?),
             Short('o') | Long("output") => given.output = Some(value(&mut parser, "--output")?.into()),
+            Short('n') | Long("no-newline") => given.no_newline = true,
             Long("json") => given.json = true,
             Long("only") => {
                 given.only = match value(&mut parser, "--only")?.to_str() {
@@ -159,7 +172,7 @@ pub fn parse(
             other => return Err(error(other.unexpected())),
         }
     }
-    given.resolve(env).map(|options| Command::Rotate(Box::new(options)))
+    given.resolve(env).map(|options| Action::Rotate(Box::new(options)))
 }
 
 /// The arguments as they are given.
@@ -168,6 +181,8 @@ struct Arguments {
     client: Option<String>,
     url: Option<String>,
     output: Option<PathBuf>,
+    command: Option<Vec<OsString>>,
+    no_newline: bool,
     json: bool,
     only: Option<Steps>,
     verify: bool,
@@ -188,11 +203,20 @@ impl Arguments {
         };
 
         let revoke = self.only == Some(Steps::Revoke);
+        let command = self.command.as_ref();
+        let name = command.and_then(|words| words.first());
         let contradictions = [
             (self.check && self.only.is_some(), "--check: it can't be combined with --only"),
             (self.check && self.verify, "--check: there is no new secret to --verify"),
             (revoke && self.verify, "--verify: with --only revoke there is no new secret to verify"),
             (revoke && self.output.is_some(), "--output: with --only revoke there is no new secret to write"),
+            (
+                revoke && self.command.is_some(),
+                "COMMAND: with --only revoke there is no new secret to hand over",
+            ),
+            (self.output.is_some() && self.command.is_some(), "--output: can't be combined with COMMAND"),
+            (command.is_some_and(|words| words.is_empty()), "COMMAND is missing after --"),
+            (name.is_some_and(|name| name.is_empty()), "COMMAND: its name is empty"),
         ];
         if let Some((_, why)) = contradictions.into_iter().find(|(given, _)| *given) {
             return Err(Error::usage(why));
@@ -251,7 +275,12 @@ impl Arguments {
             key,
             steps: if self.check { Steps::Check } else { self.only.unwrap_or(Steps::All) },
             verify: self.verify,
-            output: self.output,
+            destination: match (self.command, self.output) {
+                (Some(command), _) => Destination::Command(command),
+                (None, Some(file)) => Destination::File(file),
+                (None, None) => Destination::Stdout,
+            },
+            newline: !self.no_newline,
             json: self.json,
             cacert: cacert.or_else(|| Some((env("SSL_CERT_FILE")?.into(), "SSL_CERT_FILE"))),
             timeout: self.timeout.unwrap_or(Duration::from_secs(120)),
@@ -299,14 +328,14 @@ mod tests {
     const ENV: &[(&str, &str)] =
         &[("DOCSPACE_BASE_URL", "https://portal.example"), ("DOCSPACE_API_KEY", "sk-hush")];
 
-    fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Command, Error> {
+    fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Action, Error> {
         let value = |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, v)| v.into());
         parse(args.iter().map(OsString::from), value)
     }
 
     fn options(args: &[&str], more: &[(&str, &str)]) -> Box<Options> {
         match parse_with(args, &[ENV, more].concat()) {
-            Ok(Command::Rotate(options)) => options,
+            Ok(Action::Rotate(options)) => options,
             other => panic!("{args:?} {more:?}: {other:?}"),
         }
     }
@@ -319,7 +348,14 @@ mod tests {
         assert!(matches!(&o.key, Key::Given(key) if key.expose() == "sk-hush"));
         assert_eq!(o.steps, Steps::All);
         assert_eq!(o.timeout, Duration::from_secs(120));
-        assert!(o.output.is_none() && o.cacert.is_none() && o.proxy.is_none() && !o.json && !o.quiet);
+        assert!(
+            o.destination == Destination::Stdout
+                && o.newline
+                && o.cacert.is_none()
+                && o.proxy.is_none()
+                && !o.json
+                && !o.quiet
+        );
         assert!(!format!("{o:?}").contains("hush"));
     }
 
@@ -342,15 +378,14 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let o = options(
-            &["--json", "--only", "regenerate", "-q", "-oout", "--timeout", "2.5", "--", "-id-"],
-            &[],
-        );
+        let o =
+            options(&["--json", "--only", "regenerate", "-q", "-oout", "--timeout", "2.5", "-n", "id"], &[]);
         assert!(o.json && o.quiet);
         assert_eq!(o.steps, Steps::Regenerate);
-        assert_eq!(o.output, Some(PathBuf::from("out")));
+        assert_eq!(o.destination, Destination::File(PathBuf::from("out")));
+        assert!(!o.newline);
         assert_eq!(o.timeout, Duration::from_millis(2500));
-        assert_eq!(o.client, "-id-");
+        assert_eq!(o.client, "id");
         assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
         assert_eq!(options(&["x", "--check", "-o", "f"], &[]).steps, Steps::Check);
         assert!(options(&["x", "--verify", "--only=regenerate"], &[]).verify);
@@ -361,13 +396,26 @@ mod tests {
     }
 
     #[test]
+    fn everything_after_two_dashes_is_the_commands_own() {
+        let words = |words: &[&str]| Destination::Command(words.iter().map(OsString::from).collect());
+        let o = options(&["id", "--verify", "--", "gh", "--json", "", "a b", "--", "-h"], &[]);
+        assert_eq!((o.client.as_str(), o.verify, o.json), ("id", true, false));
+        assert_eq!(o.destination, words(&["gh", "--json", "", "a b", "--", "-h"]));
+        let o = options(&["--", "id"], &[("DOCSPACE_CLIENT_ID", "from-env")]);
+        assert_eq!((o.client.as_str(), &o.destination), ("from-env", &words(&["id"])));
+        // The value of an option may be two dashes.
+        let o = options(&["id", "-o", "--", "--check"], &[]);
+        assert_eq!((&o.destination, o.steps), (&Destination::File("--".into()), Steps::Check));
+    }
+
+    #[test]
     fn help_and_version_need_nothing_else() {
         for args in [&["-h"][..], &["--help"], &["x", "-h"], &["-qh"]] {
             let command = parse_with(args, &[]);
-            assert!(matches!(command, Ok(Command::Help)), "{args:?}: {command:?}");
+            assert!(matches!(command, Ok(Action::Help)), "{args:?}: {command:?}");
         }
-        assert!(matches!(parse_with(&["-V"], &[]), Ok(Command::Version)));
-        assert!(matches!(parse_with(&["--version"], &[]), Ok(Command::Version)));
+        assert!(matches!(parse_with(&["-V"], &[]), Ok(Action::Version)));
+        assert!(matches!(parse_with(&["--version"], &[]), Ok(Action::Version)));
     }
 
     #[test]
@@ -429,6 +477,14 @@ mod tests {
                 &["x", "--verify", "--only", "revoke"],
                 &[],
                 "--verify: with --only revoke there is no new secret to verify",
+            ),
+            (&["x", "--"], &[], "COMMAND is missing after --"),
+            (&["x", "--", "", "y"], &[], "COMMAND: its name is empty"),
+            (&["x", "-o", "f", "--", "y"], &[], "--output: can't be combined with COMMAND"),
+            (
+                &["x", "--only", "revoke", "--", "y"],
+                &[],
+                "COMMAND: with --only revoke there is no new secret to hand over",
             ),
             (&["x", "--output="], &[], "--output: the file's name is empty"),
             (&["x", "--timeout", "0"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),

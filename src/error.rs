@@ -8,7 +8,7 @@ use std::io;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
-    /// Wrong usage, setting, key file or output; nothing was sent.
+    /// Invalid usage, setting, key file, output or command; nothing was sent.
     Usage = 2,
     /// Refused, or not to be trusted; nothing changed.
     Refused = 3,
@@ -57,7 +57,7 @@ impl State {
             State::Refused => "check the address, CA, key and client id",
             State::Unreached => "run again later",
             State::NotRevoked => "run again with --only revoke",
-            State::NotHandedOver => "fix the output, then run again",
+            State::NotHandedOver => "fix the output or the command, then run again",
             State::Unknown => "treat the old secret as revoked and run again in a few minutes",
             State::NotVerified => "run again, one run at a time",
         }
@@ -113,7 +113,7 @@ mod tests {
             (State::Refused, 3, "check the address"),
             (State::Unreached, 4, "run again later"),
             (State::NotRevoked, 5, "--only revoke"),
-            (State::NotHandedOver, 6, "fix the output"),
+            (State::NotHandedOver, 6, "fix the output or the command"),
             (State::Unknown, 7, "run again in a few minutes"),
             (State::NotVerified, 8, "one run at a time"),
         ] {

@@ -4,7 +4,7 @@ use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use docspace_rotate::cli::{self, Command, HELP};
+use docspace_rotate::cli::{self, Action, HELP};
 use docspace_rotate::error::{Error, io_message};
 use docspace_rotate::output::log;
 use docspace_rotate::rotate;
@@ -21,9 +21,9 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Error> {
     match cli::parse(env::args_os().skip(1), |name| env::var_os(name))? {
-        Command::Help => print(HELP),
-        Command::Version => print(concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Rotate(options) => rotate::run(&options),
+        Action::Help => print(HELP),
+        Action::Version => print(concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n")),
+        Action::Rotate(options) => rotate::run(&options),
     }
 }
 

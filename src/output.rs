@@ -1,17 +1,33 @@
-//! Where the output goes: the secret to stdout or a file, a line of the log to stderr.
+//! Where the output goes: the secret to stdout, a file or a command, a line of the log to stderr.
 
+use std::env;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::signal::is_writable;
+use crate::signal::{self, is_writable};
 
 /// How long a line of the log may wait for a full stderr, in milliseconds. Then it is dropped.
 const LOG_TIMEOUT: i32 = 200;
+
+/// Where the secret goes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To stdout.
+    Stdout,
+    /// To this file.
+    File(PathBuf),
+    /// To the stdin of a command: its name and its arguments.
+    Command(Vec<OsString>),
+}
 
 /// An output that is ready to take the secret.
 pub enum Output {
@@ -22,20 +38,49 @@ pub enum Output {
     /// A file that is not there: it is made when there is a secret, so that nothing which ends the
     /// run leaves an empty or half a file.
     New(PathBuf),
+    /// A command that was found.
+    Command(Command),
+}
+
+/// Why a secret was not handed over.
+pub enum Failed {
+    /// Some of it may not have been written, or it is in a file that nobody finds.
+    Write(io::Error),
+    /// The command could not be started.
+    Start(io::Error),
+    /// How the command ended.
+    Ended(String),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed::Write(error)
+    }
 }
 
 impl Output {
-    /// Opens the output before anything is sent, so that a bad one costs nothing: stdout where there is
-    /// no path. What a file holds stays until there is a secret. Opening a FIFO blocks until it has a reader.
+    /// Opens the output before anything is sent, so that a bad one costs nothing. What a file holds stays
+    /// until there is a secret. Opening a FIFO blocks until it has a reader. A command is only looked up;
+    /// its environment is the program's, with `env` and without the key.
     ///
     /// # Errors
     ///
     /// The output can't take the secret.
-    pub fn open(path: Option<&Path>) -> io::Result<Output> {
-        // A name of stdout, such as /dev/stdout, is stdout: opened anew, it would be written from
-        // its beginning.
-        let Some(path) = path.filter(|path| !is_stdout(path)) else {
-            return stdout().map(Output::Stdout);
+    pub fn open(destination: &Destination, env: &[(&str, String)]) -> io::Result<Output> {
+        let path = match destination {
+            Destination::Command(words) => {
+                let [name, args @ ..] = words.as_slice() else { return Err(ErrorKind::NotFound.into()) };
+                let mut command = Command::new(find(name)?);
+                command.arg0(name).args(args).envs(env.iter().map(|(name, value)| (name, value)));
+                for variable in ["DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", "DOCSPACE_CLIENT_ID_FILE"] {
+                    command.env_remove(variable);
+                }
+                return Ok(Output::Command(command));
+            }
+            // A name of stdout, such as /dev/stdout, is stdout: opened anew, it would be written from
+            // its beginning.
+            Destination::File(path) if !is_stdout(path) => path,
+            Destination::File(_) | Destination::Stdout => return stdout().map(Output::Stdout),
         };
         if is_at(&File::from(io::stderr().as_fd().try_clone_to_owned()?), path) {
             return Err(io::Error::other("it is stderr, which gets the log"));
@@ -53,22 +98,24 @@ impl Output {
         }
     }
 
-    /// Writes the text. A file that is there is written over and cut to length; a new one gets mode
-    /// 0600, and its name when all of it is on the disk.
+    /// Hands the text over. A file that is there is written over and cut to length; a new one gets mode
+    /// 0600, and its name when all of it is on the disk. A command must end with 0 and have read all.
     ///
     /// # Errors
     ///
-    /// Some of the text may not have been written, or it is in a file that nobody finds.
-    pub fn write(&self, text: &[u8]) -> io::Result<()> {
+    /// The text may not be where it belongs.
+    pub fn hand_over(&mut self, text: &[u8]) -> Result<(), Failed> {
         match self {
-            Output::Stdout(file) => write_all(file, text),
+            Output::Command(command) => run(command, text),
+            Output::Stdout(file) => Ok(write_all(file, text)?),
             Output::Existing(file, path) => {
                 write_all(file, text)?;
                 if file.metadata()?.is_file() {
                     file.set_len(text.len() as u64)?;
                     file.sync_all()?;
                     if !is_at(file, path) {
-                        return Err(io::Error::other("the file was removed or replaced meanwhile"));
+                        let why = "the file was removed or replaced meanwhile";
+                        return Err(io::Error::other(why).into());
                     }
                 }
                 Ok(())
@@ -81,7 +128,7 @@ impl Output {
                     // Nothing is left to tell if this fails: the run's own error is on its way.
                     let _ = fs::remove_file(&temporary);
                 }
-                named
+                Ok(named?)
             }
         }
     }
@@ -90,8 +137,90 @@ impl Output {
     pub fn is_at(&self, path: &Path) -> bool {
         match self {
             Output::Stdout(file) | Output::Existing(file, _) => is_at(file, path),
-            Output::New(_) => false,
+            Output::New(_) | Output::Command(_) => false,
         }
+    }
+}
+
+/// The program that a name means: with a slash in it, that file; without, the first executable file of
+/// that name on PATH.
+fn find(name: &OsStr) -> io::Result<PathBuf> {
+    if name.as_bytes().contains(&b'/') {
+        return match fs::metadata(name)?.is_dir() {
+            true => Err(io::Error::other("it is a directory")),
+            false if is_executable(Path::new(name)) => Ok(name.into()),
+            false => Err(io::Error::other("it is not executable")),
+        };
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    // An empty entry is the current directory. Without a slash the name would be looked up again.
+    let mut files = env::split_paths(&path).map(|folder| Path::new(".").join(folder).join(name));
+    files.find(|file| is_executable(file)).ok_or_else(|| io::Error::other("there is no such program on PATH"))
+}
+
+/// Whether a regular file may be executed by this user.
+fn is_executable(file: &Path) -> bool {
+    let Ok(path) = CString::new(file.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the string outlives the call.
+    file.is_file() && unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 }
+}
+
+/// Runs a command with the text on its stdin. Whatever the pipe holds, and whether the command reads it or
+/// not, this ends when the command does.
+fn run(command: &mut Command, text: &[u8]) -> Result<(), Failed> {
+    let (reader, mut writer) = io::pipe()?;
+    // With this end open a write never fails, and what is left unread can be counted.
+    let unread = reader.try_clone()?;
+    // SAFETY: the descriptor is open; what runs between fork and exec is async-signal-safe.
+    unsafe {
+        libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
+        // Ignored, the end of a child can't be waited for.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        command.stdin(reader).pre_exec(|| {
+            signal::restore();
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().map_err(Failed::Start)?;
+    let process = child.id() as libc::pid_t;
+    signal::set_command(process);
+    let mut rest = text;
+    while !rest.is_empty() && !has_ended(process, libc::WNOHANG) {
+        match writer.write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                is_writable(writer.as_raw_fd(), 20);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    drop(writer);
+    while !has_ended(process, 0) {}
+    // Only now may its number be another's.
+    signal::set_command(0);
+    let status = child.wait()?;
+    let mut left: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the number is valid.
+    if unsafe { libc::ioctl(unread.as_raw_fd(), libc::FIONREAD, &mut left) } == -1 {
+        return Err(io::Error::last_os_error().into());
+    }
+    match (status.code(), status.signal()) {
+        (Some(0), _) if left == 0 && rest.is_empty() => Ok(()),
+        (Some(0), _) => Err(Failed::Ended("ended with 0 but did not read the secret".to_owned())),
+        (Some(status), _) => Err(Failed::Ended(format!("ended with status {status}"))),
+        (None, signal) => Err(Failed::Ended(format!("was ended by signal {}", signal.unwrap_or_default()))),
+    }
+}
+
+/// Whether a child has ended; without WNOHANG it is waited for. It stays a child, so that no other
+/// process gets its number.
+fn has_ended(process: libc::pid_t, options: libc::c_int) -> bool {
+    // SAFETY: the structure is valid, and all zero where no child has ended.
+    unsafe {
+        let mut info: libc::siginfo_t = mem::zeroed();
+        let options = libc::WEXITED | libc::WNOWAIT | options;
+        libc::waitid(libc::P_PID, process as libc::id_t, &mut info, options) == 0 && info.si_pid() == process
     }
 }
 

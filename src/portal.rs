@@ -299,7 +299,7 @@ fn proxy_status(error: &ureq::Error) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{self, Command};
+    use crate::cli::{self, Action};
 
     #[test]
     fn a_replaced_signature_stays_a_secret() {
@@ -308,7 +308,7 @@ mod tests {
             "DOCSPACE_API_KEY" => Some("sk-hush".into()),
             _ => None,
         };
-        let Ok(Command::Rotate(options)) = cli::parse(["id".into()], env) else { panic!("usable") };
+        let Ok(Action::Rotate(options)) = cli::parse(["id".into()], env) else { panic!("usable") };
         let mut portal = Portal::new(&options, Secret::new("sk-hush")).expect("usable");
         for signature in [Some("first-signature"), Some("second-signature"), None] {
             portal.sign(signature.map(Secret::new));

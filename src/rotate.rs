@@ -5,14 +5,14 @@
 //!                                     `--check` stops here
 //! ```
 
-use std::path::Path;
+use std::ffi::OsStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::call::{Call, Verdict, describe, judge, summarize, without_signature};
 use crate::cli::{Key, Options, Steps};
 use crate::error::{Error, State, io_message};
-use crate::output::{Output, is_fifo, log};
+use crate::output::{Destination, Failed, Output, is_fifo, log};
 use crate::portal::Portal;
 use crate::reply::{Failure, Outcome, Reply, is_json, new_secret, signature, takes_secret};
 use crate::retry;
@@ -64,10 +64,10 @@ impl<'a> Job<'a> {
             }
             Steps::All | Steps::Regenerate => {}
         }
-        let output = self.open_output()?;
+        let mut output = self.open_output()?;
         self.look()?;
-        let line = self.regenerate()?;
-        self.hand_over(&output, &line)?;
+        let text = self.regenerate()?;
+        self.hand_over(&mut output, &text)?;
         if self.options.steps == Steps::All {
             self.revoke()?;
         }
@@ -105,21 +105,27 @@ impl<'a> Job<'a> {
     /// Sees that the output can be opened. A FIFO is left alone: opened and closed, it would give its
     /// reader an end of file.
     fn try_output(&self) -> Result<(), Error> {
-        match &self.options.output {
-            Some(path) if is_fifo(path) => Ok(()),
+        match &self.options.destination {
+            Destination::File(path) if is_fifo(path) => Ok(()),
             _ => self.open_output().map(drop),
         }
     }
 
     fn open_output(&self) -> Result<Output, Error> {
         let name = self.output_name();
-        let waits = match &self.options.output {
-            Some(path) if is_fifo(path) => "while waiting for a reader of",
-            _ => "while opening",
+        let (waits, cant) = match &self.options.destination {
+            Destination::File(path) if is_fifo(path) => ("while waiting for a reader of", "write to"),
+            Destination::Command(_) => ("while looking up", "run"),
+            Destination::File(_) | Destination::Stdout => ("while opening", "write to"),
         };
         self.note(&format!("{waits} {name}"));
-        let output = Output::open(self.options.output.as_deref()).map_err(|error| {
-            Error::usage(format!("can't write to {name}: {}", self.portal.redact(&io_message(&error))))
+        // A store for many clients wants the name.
+        let env = [
+            ("DOCSPACE_CLIENT_ID", self.options.client.clone()),
+            ("DOCSPACE_BASE_URL", self.options.url.to_string()),
+        ];
+        let output = Output::open(&self.options.destination, &env).map_err(|error| {
+            Error::usage(format!("can't {cant} {name}: {}", self.portal.redact(&io_message(&error))))
         })?;
         match &self.options.key {
             Key::InFile(key) if output.is_at(key) => {
@@ -130,8 +136,14 @@ impl<'a> Job<'a> {
     }
 
     fn output_name(&self) -> String {
-        let file = self.options.output.as_deref().map(Path::to_string_lossy);
-        file.map_or("stdout".to_owned(), |file| format!("--output {}", self.portal.redact(&file)))
+        let redact = |text: &OsStr| self.portal.redact(&text.to_string_lossy());
+        match &self.options.destination {
+            Destination::Stdout => "stdout".to_owned(),
+            Destination::File(path) => format!("--output {}", redact(path.as_os_str())),
+            Destination::Command(words) => {
+                format!("the command {}", words.first().map(|name| redact(name)).unwrap_or_default())
+            }
+        }
     }
 
     /// Looks before it leaps: sees that portal, key and client are right, and changes nothing.
@@ -160,7 +172,7 @@ impl<'a> Job<'a> {
         Err(Error::new(State::Refused, self.describe_both(Call::Look, &Ok(reply)) + &why))
     }
 
-    /// Gets the client a new secret; returns the line that is to be handed over.
+    /// Gets the client a new secret; returns the text that is to be handed over.
     fn regenerate(&mut self) -> Result<Secret, Error> {
         let reply = self.call(Call::Regenerate)?;
         let new = new_secret(&reply.body).map_err(|why| {
@@ -168,23 +180,47 @@ impl<'a> Job<'a> {
             Error::new(State::Unknown, what)
         })?;
         let text = if self.options.json { &new.object } else { &new.secret };
-        let line = Secret::new(format!("{}\n", text.expose()));
+        let (waits, newline) = match self.options.destination {
+            // Stores keep every byte.
+            Destination::Command(_) => ("while waiting for", ""),
+            _ if self.options.newline => ("while writing the new secret to", "\n"),
+            _ => ("while writing the new secret to", ""),
+        };
+        let text = Secret::new(format!("{}{newline}", text.expose()));
         self.portal.keep(new.secret);
-        self.note(&format!("while writing the new secret to {}", self.output_name()));
+        self.note(&format!("{waits} {}", self.output_name()));
         self.log("Client secret has been regenerated.");
-        Ok(line)
+        Ok(text)
     }
 
-    fn hand_over(&mut self, output: &Output, line: &Secret) -> Result<(), Error> {
-        output.write(line.expose().as_bytes()).map_err(|error| {
-            let (name, why) = (self.output_name(), self.portal.redact(&io_message(&error)));
-            Error::new(self.state, format!("the new secret could not be written to {name}: {why}"))
+    /// Hands the secret over. Signals are held until then: a cancelled job does not lose it.
+    fn hand_over(&mut self, output: &mut Output, text: &Secret) -> Result<(), Error> {
+        output.hand_over(text.expose().as_bytes()).map_err(|failed| {
+            let name = self.output_name();
+            let redact = |error| self.portal.redact(&io_message(&error));
+            let what = match failed {
+                Failed::Write(error) => {
+                    format!("the new secret could not be written to {name}: {}", redact(error))
+                }
+                Failed::Start(error) => format!("{name} could not be started: {}", redact(error)),
+                Failed::Ended(how) => format!("{name} {how}"),
+            };
+            let signal = signal::held().map(|signal| format!(", and {signal} came meanwhile"));
+            Error::new(self.state, what + &signal.unwrap_or_default())
         })?;
-        match self.options.steps {
-            Steps::All => self.begin(State::NotRevoked, LAST_STEP_GRACE),
-            _ if self.options.verify => self.begin(State::NotVerified, LAST_STEP_GRACE),
-            _ => signal::settle(),
-        }
+        let left = match (self.options.steps, self.options.verify) {
+            (Steps::All, true) => format!("{} and {}", Call::Revoke.name(), Call::Introspect.name()),
+            (Steps::All, false) => Call::Revoke.name().to_owned(),
+            (_, true) => Call::Introspect.name().to_owned(),
+            (_, false) => {
+                signal::settle();
+                return Ok(());
+            }
+        };
+        let all = self.options.steps == Steps::All;
+        self.begin(if all { State::NotRevoked } else { State::NotVerified }, LAST_STEP_GRACE);
+        self.note(&format!("before {left}"));
+        signal::release();
         Ok(())
     }
 
@@ -321,7 +357,10 @@ impl Job<'_> {
     fn settle(&mut self, call: Call, verdict: Verdict) {
         match (verdict, call) {
             (Verdict::Refused | Verdict::Unknown, _) => signal::settle(),
-            (Verdict::Done, Call::Regenerate) => self.begin(State::NotHandedOver, HAND_OVER_GRACE),
+            (Verdict::Done, Call::Regenerate) => {
+                signal::hold();
+                self.begin(State::NotHandedOver, HAND_OVER_GRACE);
+            }
             (Verdict::Done, Call::Revoke) if self.options.verify => {
                 self.begin(State::NotVerified, LAST_STEP_GRACE);
             }

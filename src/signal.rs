@@ -7,7 +7,8 @@ use std::ffi::c_int;
 use std::mem;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use std::time::Duration;
 
 use crate::error::State;
@@ -16,8 +17,61 @@ use crate::error::State;
 /// blocking (PIPE_BUF in pipe(7), 4,096 on Linux).
 const MAX_LINE: usize = 4096;
 
-/// The signals that end the run early.
+/// The signals that end the run early. The last is the timer's, and is never held.
 const SIGNALS: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM];
+
+/// The signals for which this program, or Rust before its `main`, sets something of its own.
+const CHANGED: [c_int; 7] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM, libc::SIGXFSZ, libc::SIGPIPE, libc::SIGCHLD];
+
+/// What the program was started with: the signal mask, and which of `CHANGED` were ignored.
+struct Start {
+    mask: libc::sigset_t,
+    ignored: [bool; CHANGED.len()],
+}
+
+static START: OnceLock<Start> = OnceLock::new();
+
+/// Run by the loader before `main`: by then Rust has ignored SIGPIPE.
+#[used]
+#[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
+#[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+static BEFORE_MAIN: extern "C" fn() = {
+    extern "C" fn before_main() {
+        start();
+    }
+    before_main
+};
+
+fn start() -> &'static Start {
+    START.get_or_init(|| Start {
+        mask: change_mask(libc::SIG_BLOCK, &[]),
+        ignored: CHANGED.map(|signal| disposition(signal).sa_sigaction == libc::SIG_IGN),
+    })
+}
+
+/// Changes the signal mask, and returns the one before.
+fn change_mask(how: c_int, signals: &[c_int]) -> libc::sigset_t {
+    // SAFETY: both sets are this function's own, and valid.
+    unsafe {
+        let (mut set, mut last) = (mem::zeroed(), mem::zeroed());
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        libc::sigprocmask(how, &set, &mut last);
+        last
+    }
+}
+
+fn disposition(signal: c_int) -> libc::sigaction {
+    // SAFETY: a null pointer changes nothing, and the structure is valid.
+    unsafe {
+        let mut action = mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action);
+        action
+    }
+}
 
 /// What the run is doing. Read by the handler.
 struct Note {
@@ -28,6 +82,12 @@ struct Note {
 }
 
 static NOTE: AtomicPtr<Note> = AtomicPtr::new(ptr::null_mut());
+
+/// This process: a child has its handlers until it becomes another program.
+static PROCESS: AtomicI32 = AtomicI32::new(0);
+
+/// The command that has the secret, while it runs; else 0.
+static COMMAND: AtomicI32 = AtomicI32::new(0);
 
 /// Notes what the run does from now on, and the state in which it leaves the client if it ends
 /// meanwhile.
@@ -62,14 +122,15 @@ pub fn is_sent() -> bool {
 
 /// Sets the handler. A signal that the caller ignores stays ignored, but for the timer's.
 pub fn install() {
+    start();
     note("before anything was sent", State::Unreached);
     // SAFETY: the structures are valid, and `end` has the form that sigaction(2) wants.
     unsafe {
+        PROCESS.store(libc::getpid(), Ordering::SeqCst);
         // A file that may not grow is then an error of the write, and not the end of the run.
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         for signal in SIGNALS {
-            let mut action: libc::sigaction = mem::zeroed();
-            libc::sigaction(signal, ptr::null(), &mut action);
+            let mut action = disposition(signal);
             if action.sa_sigaction == libc::SIG_IGN && signal != libc::SIGALRM {
                 continue;
             }
@@ -84,11 +145,57 @@ pub fn install() {
             }
             libc::sigaction(signal, &action, ptr::null_mut());
         }
-        let mut alarm: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&mut alarm);
-        libc::sigaddset(&mut alarm, libc::SIGALRM);
-        libc::sigprocmask(libc::SIG_UNBLOCK, &alarm, ptr::null_mut());
     }
+    change_mask(libc::SIG_UNBLOCK, &[libc::SIGALRM]);
+}
+
+/// Holds SIGHUP, SIGINT and SIGTERM until [`release`]: a secret that is made is handed over.
+pub fn hold() {
+    change_mask(libc::SIG_BLOCK, &SIGNALS[..3]);
+}
+
+/// The name of a signal that is held, and that would end the run.
+pub fn held() -> Option<&'static str> {
+    let names = ["SIGHUP", "SIGINT", "SIGTERM"];
+    // SAFETY: the set is this function's own, and valid.
+    let pending = unsafe {
+        let mut set = mem::zeroed();
+        libc::sigpending(&mut set);
+        set
+    };
+    let ends = |(n, signal): (usize, &c_int)| {
+        // SAFETY: the set is valid, and the signals are such.
+        let is_in = |set: &libc::sigset_t| unsafe { libc::sigismember(set, *signal) == 1 };
+        is_in(&pending) && !is_in(&start().mask) && !start().ignored[n]
+    };
+    SIGNALS[..3].iter().enumerate().position(ends).map(|n| names[n])
+}
+
+/// Has the signals that were held end the run, as the last note says.
+pub fn release() {
+    let mut mask = start().mask;
+    // SAFETY: the set is this function's own, and valid.
+    unsafe {
+        libc::sigdelset(&mut mask, libc::SIGALRM);
+        libc::sigprocmask(libc::SIG_SETMASK, &mask, ptr::null_mut());
+    }
+}
+
+/// Gives a child the signal mask and the ignored signals that this program was started with.
+/// Async-signal-safe, for between fork and exec.
+pub fn restore() {
+    let start = start();
+    for (signal, ignored) in CHANGED.into_iter().zip(start.ignored) {
+        // SAFETY: both are handlers that signal(2) knows.
+        unsafe { libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL }) };
+    }
+    // SAFETY: the set is valid.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &start.mask, ptr::null_mut()) };
+}
+
+/// Has the timer end this process too, with SIGTERM; 0 is none.
+pub fn set_command(process: i32) {
+    COMMAND.store(process, Ordering::SeqCst);
 }
 
 /// Has nothing end the run early any more: how it ends is settled, and only the log is left to write.
@@ -121,8 +228,18 @@ pub fn is_writable(fd: RawFd, milliseconds: i32) -> bool {
     unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
 
-/// Calls only what is async-signal-safe (signal-safety(7)): poll, write, _exit.
+/// Calls only what is async-signal-safe (signal-safety(7)): getpid, kill, poll, write, _exit.
 extern "C" fn end(signal: c_int) {
+    // SAFETY: plain system calls.
+    unsafe {
+        if libc::getpid() != PROCESS.load(Ordering::SeqCst) {
+            libc::_exit(128 + signal);
+        }
+        let command = COMMAND.load(Ordering::SeqCst);
+        if signal == libc::SIGALRM && command != 0 {
+            libc::kill(command, libc::SIGTERM);
+        }
+    }
     // SAFETY: only `note_request` frees a note, and this thread is here.
     let note = unsafe { NOTE.load(Ordering::SeqCst).as_ref() };
     let (what, state) = match note {

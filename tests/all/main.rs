@@ -11,6 +11,7 @@ mod run;
 
 mod check;
 mod cli;
+mod command;
 mod faults;
 mod output;
 mod proxy;

@@ -116,7 +116,7 @@ fn a_full_disk_is_6_and_nothing_is_revoked() {
     let error = |to: &str| {
         format!(
             "docspace-rotate: the new secret could not be written to {to}: No space left on device; \
-            the client has a new secret that may not have been handed over; fix the output, then run again"
+            the client has a new secret that may not have been handed over; fix the output or the command, then run again"
         )
     };
     let stand = regenerate_alone();
@@ -144,7 +144,7 @@ fn a_closed_pipe_is_6_and_nothing_is_revoked() {
         6,
         "",
         &["docspace-rotate: the new secret could not be written to stdout: Broken pipe; \
-            the client has a new secret that may not have been handed over; fix the output, then run again"],
+            the client has a new secret that may not have been handed over; fix the output or the command, then run again"],
     );
 }
 
@@ -185,11 +185,7 @@ fn a_fifo_that_nobody_reads_is_4_when_the_time_is_up() {
     let fifo = folder.fifo();
     let stand = Stand::script(vec![]);
     // As short a time as can be asked for is no time without end.
-    run(to(&stand, &fifo).args(["--timeout", "0.0000001"])).is(
-        4,
-        "",
-        &["docspace-rotate: timed out …"],
-    );
+    run(to(&stand, &fifo).args(["--timeout", "0.0000001"])).is(4, "", &["docspace-rotate: timed out …"]);
     let refused = run(to(&stand, &fifo).args(["--timeout", "0.2"]));
     let error = format!(
         "docspace-rotate: timed out while waiting for a reader of --output {}; the client's secret is unchanged; run again later",

@@ -34,6 +34,20 @@ impl Random {
     }
 }
 
+/// Commands that take the secret into the file `$0`, and commands that do not.
+const COMMANDS: [(&str, bool); 10] = [
+    ("cat > $0", true),
+    ("sleep 0.1; exec cat > $0", true),
+    ("while head -c 7 | grep . ; do :; done | tr -d '\\n' > $0", true),
+    ("exit 9", false),
+    ("cat > /dev/null; exit 1", false),
+    ("exec true", false),
+    ("exec <&-; sleep 0.1", false),
+    ("exec head -c 5 > /dev/null", false),
+    ("kill -TERM $$", false),
+    ("cat > /dev/null; kill -KILL $$", false),
+];
+
 /// What an answer is to the one who asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Answer {
@@ -65,6 +79,8 @@ struct Walk {
     no_sign_in: Option<u16>,
     handed_over: bool,
     check: bool,
+    /// Whether the output takes the secret.
+    takes: bool,
     patches: usize,
     waited: u32,
 }
@@ -224,6 +240,9 @@ impl Walk {
             if let Err(end) = self.call("PATCH regenerate") {
                 return end;
             }
+            if !self.takes {
+                return 6;
+            }
             self.handed_over = true;
         }
         if only != Some("regenerate")
@@ -247,6 +266,7 @@ fn check(seed: u64, tls: &Tls) {
         no_sign_in: None,
         handed_over: false,
         check: false,
+        takes: true,
         patches: 0,
         waited: 0,
         random,
@@ -255,8 +275,12 @@ fn check(seed: u64, tls: &Tls) {
     walk.check = only.is_none() && walk.random.below(6) == 0;
     let json = walk.random.below(4) == 0;
     let folder = Folder::new();
-    let file = (only != Some("revoke") && walk.random.below(3) == 0).then(|| folder.path("file"));
-    let old = file.as_ref().filter(|_| walk.random.below(2) == 0);
+    let secret = only != Some("revoke");
+    // A command and whether the secret is handed over with it.
+    let store = (secret && walk.random.below(3) == 0).then(|| walk.random.pick(&COMMANDS));
+    let file = (secret && (store.is_some() || walk.random.below(3) == 0)).then(|| folder.path("file"));
+    let old = file.as_ref().filter(|_| store.is_none() && walk.random.below(2) == 0);
+    walk.takes = store.is_none_or(|(_, takes)| takes);
     if let Some(file) = old {
         fs::write(file, "old, and longer than any new secret would be\n").unwrap();
     }
@@ -270,7 +294,13 @@ fn check(seed: u64, tls: &Tls) {
     command.args(["--timeout", &LIMIT.to_string()]).arg("--cacert").arg(&tls.ca);
     command.args(only.iter().flat_map(|step| ["--only", step]));
     command.args(json.then_some("--json")).args(walk.check.then_some("--check"));
-    command.args(file.iter().flat_map(|file| ["--output", file.to_str().unwrap()]));
+    match (&store, &file) {
+        (Some((script, _)), Some(file)) => {
+            command.env("PATH", "/usr/bin:/bin").args(["--", "sh", "-c", script]).arg(file);
+        }
+        (None, Some(file)) => drop(command.arg("--output").arg(file)),
+        (_, None) => {}
+    }
     let child = start(&mut command);
     if status == 143 {
         stand.wait_for(requests);
@@ -279,9 +309,11 @@ fn check(seed: u64, tls: &Tls) {
     let done = finish(&command, child);
     let wanted = match (handed_over, json) {
         (false, _) => String::new(),
-        (true, false) => format!("{SECRET}\n"),
-        (true, true) => format!("{{\"client_secret\":\"{SECRET}\"}}\n"),
+        (true, false) => SECRET.to_owned(),
+        (true, true) => format!("{{\"client_secret\":\"{SECRET}\"}}"),
     };
+    let newline = if handed_over && store.is_none() { "\n" } else { "" };
+    let wanted = wanted + newline;
     assert_eq!(done.status, Some(status.into()), "{done}");
     match (&file, handed_over) {
         (None, _) => assert_eq!(done.stdout, wanted, "{done}"),

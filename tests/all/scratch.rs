@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::portal::{CLIENT, Certificates, KEY, Stand, good_run, held, line, reply, static_binary};
+use crate::portal::{
+    CLIENT, Certificates, KEY, Stand, good_run, held, line, looked, on, reply, static_binary,
+};
 use crate::run::{self, Folder, finish, run, skipped, start};
 
 const BUILD: &str = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target ARCH-unknown-linux-gnu";
@@ -197,6 +199,28 @@ fn a_name_is_asked_of_a_name_server_once() {
     // One look-up asks for IPv4 (1) and IPv6 (28).
     assert_eq!(server.join().unwrap(), [1, 28]);
     assert_eq!(stand.connections(), 1);
+}
+
+/// There is no command, and no PATH to look for one.
+#[test]
+fn a_command_is_not_there() {
+    if !inside("scratch::a_command_is_not_there") {
+        return;
+    }
+    let root = root();
+    let stand = Stand::script(vec![]);
+    for (name, why) in [("gh", "there is no such program on PATH"), ("/bin/cat", "No such file or directory")]
+    {
+        let error =
+            format!("docspace-rotate: can't run the command {name}: {why}; nothing was sent; see --help");
+        run(in_root(&root, &stand.url()).args(["--", name])).is(2, "", &[&error]);
+    }
+    assert_eq!(stand.connections(), 0);
+    // One that is put there works: the program is the only other file.
+    let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
+    let lost = run(in_root(&root, &stand.url()).args(["--", "/docspace-rotate", "--version"]));
+    assert_eq!(lost.status, Some(6), "{lost}");
+    assert!(lost.error().contains("/docspace-rotate ended with 0 but did not read the secret; "), "{lost}");
 }
 
 /// The system's resolver would wait for it for longer than the run may take.

@@ -4,7 +4,7 @@
 #[path = "mod.rs"]
 mod portal;
 
-use docspace_rotate::cli::{self, Command};
+use docspace_rotate::cli::{self, Action};
 use docspace_rotate::output::log;
 use docspace_rotate::rotate;
 use portal::{CLIENT, KEY, Stand};
@@ -29,7 +29,7 @@ fn show(stand: &Stand, key: &str, args: &[&str], wanted: u8) {
         _ => None,
     };
     let run = match cli::parse(args.iter().map(Into::into), env) {
-        Ok(Command::Rotate(options)) => rotate::run(&options),
+        Ok(Action::Rotate(options)) => rotate::run(&options),
         Ok(_) => Ok(()),
         Err(error) => Err(error),
     };
