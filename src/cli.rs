@@ -41,6 +41,7 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
 Environment:
   DOCSPACE_API_KEY         the API key, or any other bearer token (never a flag)
   DOCSPACE_API_KEY_FILE    a file that holds it
+  DOCSPACE_CLIENT_ID_FILE  a file that holds the client's id
   HTTPS_PROXY, ALL_PROXY, NO_PROXY   as curl reads them
 
 Exit status: the state that the client is in
@@ -74,14 +75,14 @@ pub enum Action {
 /// All settings of one run.
 #[derive(Debug)]
 pub struct Options {
-    /// The client's id: needs no escaping in a path or a log.
-    pub client: String,
+    /// The client's id: see [`client_id`].
+    pub client: Source<String>,
     /// The portal's address.
     pub url: Url,
     /// The proxy on the way there, if any.
     pub proxy: Option<Proxy>,
-    /// Where the key is.
-    pub key: Key,
+    /// The API key, or any other bearer token.
+    pub key: Source<Secret>,
     /// What to do.
     pub steps: Steps,
     /// At the end, see that the portal takes the new secret.
@@ -100,12 +101,12 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// Where the key is.
+/// A setting, or where it is.
 #[derive(Debug)]
-pub enum Key {
-    /// In DOCSPACE_API_KEY.
-    Given(Secret),
-    /// In the file that DOCSPACE_API_KEY_FILE names.
+pub enum Source<T> {
+    /// As an argument or a variable gave it.
+    Given(T),
+    /// In the file that its `_FILE` variable names.
     InFile(PathBuf),
 }
 
@@ -168,7 +169,7 @@ pub fn parse(
             Value(_) if given.client.is_some() => {
                 return Err(Error::usage("CLIENT_ID: more than one argument is given"));
             }
-            Value(id) => given.client = Some(utf8("CLIENT_ID", id)?),
+            Value(id) => given.client = Some(id),
             other => return Err(error(other.unexpected())),
         }
     }
@@ -178,7 +179,7 @@ pub fn parse(
 /// The arguments as they are given.
 #[derive(Default)]
 struct Arguments {
-    client: Option<String>,
+    client: Option<OsString>,
     url: Option<String>,
     output: Option<PathBuf>,
     command: Option<Vec<OsString>>,
@@ -200,6 +201,15 @@ impl Arguments {
         let given = |argument: &'static str, given: Option<String>, variable| match given {
             Some(value) => Ok(Some((argument, value))),
             None => Ok(text(variable)?.map(|value| (variable, value))),
+        };
+
+        let source = |variable: &'static str, file: &'static str| match (env(variable), env(file)) {
+            (Some(_), Some(_)) => {
+                Err(Error::usage(format!("{variable} and {file} are both set: unset one of them")))
+            }
+            (Some(value), None) => Ok(Some(Source::Given((variable, value)))),
+            (None, Some(path)) => Ok(Some(Source::InFile(path.into()))),
+            (None, None) => Ok(None),
         };
 
         let revoke = self.only == Some(Steps::Revoke);
@@ -227,17 +237,18 @@ impl Arguments {
             }
         }
 
-        let (named, client) = given("CLIENT_ID", self.client, "DOCSPACE_CLIENT_ID")?.ok_or_else(|| {
-            Error::usage("CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID")
-        })?;
-        if client.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("sk-")) {
-            return Err(Error::usage(format!(
-                "{named}: this is an API key: set that only in DOCSPACE_API_KEY"
-            )));
-        }
-        if !is_client_id(&client) {
-            return Err(Error::usage(format!("{named}: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~")));
-        }
+        let client = match self.client {
+            Some(client) => Source::Given(("CLIENT_ID", client)),
+            None => source("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE")?.ok_or_else(|| {
+                Error::usage("CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID")
+            })?,
+        };
+        let client = match client {
+            Source::Given((named, id)) => client_id(id.as_encoded_bytes())
+                .map(Source::Given)
+                .map_err(|why| Error::usage(format!("{named} {why}")))?,
+            Source::InFile(path) => Source::InFile(path),
+        };
 
         let (named, url) = given("--url", self.url, "DOCSPACE_BASE_URL")?.ok_or_else(|| {
             Error::usage("the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL")
@@ -255,18 +266,17 @@ impl Arguments {
             }
         }
 
-        let key = match (env("DOCSPACE_API_KEY"), env("DOCSPACE_API_KEY_FILE")) {
-            (Some(key), None) => Secret::key(key.as_encoded_bytes())
-                .map(Key::Given)
-                .map_err(|why| Error::usage(format!("DOCSPACE_API_KEY {why}"))),
-            (None, Some(file)) => Ok(Key::InFile(file.into())),
-            (Some(_), Some(_)) => Err(Error::usage(
-                "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
-            )),
-            (None, None) => Err(Error::usage(
+        let key = source("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE")?.ok_or_else(|| {
+            Error::usage(
                 "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
-            )),
-        }?;
+            )
+        })?;
+        let key = match key {
+            Source::Given((named, key)) => Secret::key(key.as_encoded_bytes())
+                .map(Source::Given)
+                .map_err(|why| Error::usage(format!("{named} {why}")))?,
+            Source::InFile(path) => Source::InFile(path),
+        };
         let cacert = self.cacert.map(|file| (file, "--cacert"));
         Ok(Options {
             client,
@@ -316,9 +326,23 @@ fn seconds(text: &OsStr) -> Result<Duration, Error> {
         .ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
 }
 
-fn is_client_id(text: &str) -> bool {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    (1..=128).contains(&text.len()) && text.bytes().all(fine) && text != "." && text != ".."
+/// Takes a client's id as an argument, a variable or a file gives it, without the white space around
+/// it: 1 to 128 characters that need no escaping in a path or a log.
+///
+/// # Errors
+///
+/// Says why the text is no id, without showing it: it may be the key.
+pub fn client_id(text: &[u8]) -> Result<String, &'static str> {
+    let id = text.trim_ascii();
+    if id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"sk-")) {
+        return Err("holds an API key: set that only in DOCSPACE_API_KEY");
+    }
+    let usable = |b: &u8| b.is_ascii_alphanumeric() || b"-._~".contains(b);
+    let dots = id == b"." || id == b"..";
+    match (1..=128).contains(&id.len()) && id.iter().all(usable) && !dots {
+        true => Ok(String::from_utf8_lossy(id).into_owned()),
+        false => Err("holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+    }
 }
 
 #[cfg(test)]
@@ -333,6 +357,13 @@ mod tests {
         parse(args.iter().map(OsString::from), value)
     }
 
+    fn id(options: &Options) -> &str {
+        match &options.client {
+            Source::Given(id) => id,
+            Source::InFile(path) => panic!("{path:?}"),
+        }
+    }
+
     fn options(args: &[&str], more: &[(&str, &str)]) -> Box<Options> {
         match parse_with(args, &[ENV, more].concat()) {
             Ok(Action::Rotate(options)) => options,
@@ -343,9 +374,9 @@ mod tests {
     #[test]
     fn defaults() {
         let o = options(&["client-1"], &[]);
-        assert_eq!(o.client, "client-1");
+        assert_eq!(id(&o), "client-1");
         assert_eq!(o.url.to_string(), "https://portal.example");
-        assert!(matches!(&o.key, Key::Given(key) if key.expose() == "sk-hush"));
+        assert!(matches!(&o.key, Source::Given(key) if key.expose() == "sk-hush"));
         assert_eq!(o.steps, Steps::All);
         assert_eq!(o.timeout, Duration::from_secs(120));
         assert!(
@@ -362,13 +393,15 @@ mod tests {
     #[test]
     fn an_argument_beats_its_variable() {
         let env = [("DOCSPACE_CLIENT_ID", "from-env"), ("SSL_CERT_FILE", "env.pem")];
-        assert_eq!(options(&[], &env).client, "from-env");
+        assert_eq!(id(&options(&[], &env)), "from-env");
         assert_eq!(options(&[], &env).cacert, Some((PathBuf::from("env.pem"), "SSL_CERT_FILE")));
         let o = options(&["arg", "-u", "https://arg.example", "--cacert=arg.pem"], &env);
-        assert_eq!(o.client, "arg");
+        assert_eq!(id(&o), "arg");
         assert_eq!(o.url.host, "arg.example");
         assert_eq!(o.cacert, Some((PathBuf::from("arg.pem"), "--cacert")));
-        // Even where the variable is no good.
+        // Even where the variable is no good, or its file.
+        let both = [("DOCSPACE_CLIENT_ID", "/"), ("DOCSPACE_CLIENT_ID_FILE", "missing")];
+        assert_eq!(id(&options(&[" arg\n"], &both)), "arg");
         let o = options(
             &["arg", "--url=https://arg.example"],
             &[("DOCSPACE_BASE_URL", "?"), ("DOCSPACE_CLIENT_ID", "/")],
@@ -385,24 +418,24 @@ mod tests {
         assert_eq!(o.destination, Destination::File(PathBuf::from("out")));
         assert!(!o.newline);
         assert_eq!(o.timeout, Duration::from_millis(2500));
-        assert_eq!(o.client, "id");
+        assert_eq!(id(&o), "id");
         assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
         assert_eq!(options(&["x", "--check", "-o", "f"], &[]).steps, Steps::Check);
         assert!(options(&["x", "--verify", "--only=regenerate"], &[]).verify);
         assert!(!options(&["x", "--allow-http", "--url", "http://portal.example"], &[]).url.https);
         assert!(!options(&["x", "--url", "http://127.0.0.1:1"], &[]).url.https);
         let key = options(&["x"], &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "/run/key")]).key;
-        assert!(matches!(key, Key::InFile(path) if path.as_os_str() == "/run/key"));
+        assert!(matches!(key, Source::InFile(path) if path.as_os_str() == "/run/key"));
     }
 
     #[test]
     fn everything_after_two_dashes_is_the_commands_own() {
         let words = |words: &[&str]| Destination::Command(words.iter().map(OsString::from).collect());
         let o = options(&["id", "--verify", "--", "gh", "--json", "", "a b", "--", "-h"], &[]);
-        assert_eq!((o.client.as_str(), o.verify, o.json), ("id", true, false));
+        assert_eq!((id(&o), o.verify, o.json), ("id", true, false));
         assert_eq!(o.destination, words(&["gh", "--json", "", "a b", "--", "-h"]));
         let o = options(&["--", "id"], &[("DOCSPACE_CLIENT_ID", "from-env")]);
-        assert_eq!((o.client.as_str(), &o.destination), ("from-env", &words(&["id"])));
+        assert_eq!((id(&o), &o.destination), ("from-env", &words(&["id"])));
         // The value of an option may be two dashes.
         let o = options(&["id", "-o", "--", "--check"], &[]);
         assert_eq!((&o.destination, o.steps), (&Destination::File("--".into()), Steps::Check));
@@ -441,12 +474,12 @@ mod tests {
             (
                 &[],
                 &[("DOCSPACE_CLIENT_ID", "a/b")],
-                "DOCSPACE_CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~",
+                "DOCSPACE_CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~",
             ),
-            (&[""], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&[".."], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&["a b"], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&[&long], &[], "CLIENT_ID: a client id is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&[""], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&[".."], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&["a b"], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
+            (&[&long], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
             (&["a", "b"], &[], "CLIENT_ID: more than one argument is given"),
             (
                 &["x"],
@@ -465,6 +498,12 @@ mod tests {
                 "DOCSPACE_BASE_URL: http:// would send the key unencrypted: use https://, or give --allow-http",
             ),
             (&["x", "--url"], &[], "--url: a value is required"),
+            (
+                &[],
+                &[("DOCSPACE_CLIENT_ID", "x"), ("DOCSPACE_CLIENT_ID_FILE", "f")],
+                "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set: unset one of them",
+            ),
+            (&["sk-hush"], &[], "CLIENT_ID holds an API key: set that only in DOCSPACE_API_KEY"),
             (&["x", "--only", "both"], &[], "--only: STEP must be regenerate or revoke"),
             (
                 &["x", "--only", "revoke", "-o", "f"],

@@ -35,6 +35,8 @@ const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
 pub struct Portal<'a> {
     agent: Agent,
     options: &'a Options,
+    /// The client's id, as it stands in a path.
+    pub client: String,
     key: Secret,
     signature: Option<(Secret, Instant)>,
     /// Signatures that later ones replaced, and that may still be valid.
@@ -48,7 +50,7 @@ impl<'a> Portal<'a> {
     /// # Errors
     ///
     /// A CA file or a proxy that is not usable, named.
-    pub fn new(options: &'a Options, key: Secret) -> Result<Portal<'a>, Error> {
+    pub fn new(options: &'a Options, client: String, key: Secret) -> Result<Portal<'a>, Error> {
         let proxy = options.proxy.as_ref().map(|to| proxy(to, &options.url)).transpose()?;
         let roots = match &options.cacert {
             None => RootCerts::WebPki,
@@ -79,7 +81,15 @@ impl<'a> Portal<'a> {
             .input_buffer_size(20 * 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        Ok(Portal { agent: agent(config), options, key, signature: None, replaced: vec![], new_secret: None })
+        Ok(Portal {
+            agent: agent(config),
+            options,
+            client,
+            key,
+            signature: None,
+            replaced: vec![],
+            new_secret: None,
+        })
     }
 
     /// Whether the key is an API key: the portal itself tells them by this prefix.
@@ -177,14 +187,14 @@ impl<'a> Portal<'a> {
     }
 
     fn exchange(&self, call: Call) -> Result<Reply, ureq::Error> {
-        let url = format!("{}{}", self.options.url, call.path(&self.options.client));
+        let url = format!("{}{}", self.options.url, call.path(&self.client));
         let mut request = Request::builder().method(call.method()).uri(url);
         // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
         let mut body = (call == Call::Regenerate).then(String::new);
         if let (Call::Introspect, Some(secret)) = (call, &self.new_secret) {
             // It gets no key, whatever happens.
             request = request.header("content-type", "application/x-www-form-urlencoded");
-            body = Some(introspection(&self.options.client, secret));
+            body = Some(introspection(&self.client, secret));
         } else {
             request = request.header("authorization", header(&format!("Bearer {}", self.key.expose())));
             if let Some((signature, _)) = &self.signature {
@@ -309,7 +319,7 @@ mod tests {
             _ => None,
         };
         let Ok(Action::Rotate(options)) = cli::parse(["id".into()], env) else { panic!("usable") };
-        let mut portal = Portal::new(&options, Secret::new("sk-hush")).expect("usable");
+        let mut portal = Portal::new(&options, "id".to_owned(), Secret::new("sk-hush")).expect("usable");
         for signature in [Some("first-signature"), Some("second-signature"), None] {
             portal.sign(signature.map(Secret::new));
         }

@@ -6,17 +6,20 @@
 //! ```
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::call::{Call, Verdict, describe, judge, summarize, without_signature};
-use crate::cli::{Key, Options, Steps};
+use crate::cli::{Options, Source, Steps, client_id};
 use crate::error::{Error, State, io_message};
 use crate::output::{Destination, Failed, Output, is_fifo, log};
 use crate::portal::Portal;
 use crate::reply::{Failure, Outcome, Reply, is_json, new_secret, signature, takes_secret};
 use crate::retry;
-use crate::secret::Secret;
+use crate::secret::{MAX_KEY, Secret};
 use crate::signal;
 
 /// A signature lives five minutes; one older than this is fetched anew.
@@ -79,26 +82,23 @@ impl<'a> Job<'a> {
 
     fn new(options: &'a Options, deadline: Instant) -> Result<Job<'a>, Error> {
         let key = match &options.key {
-            Key::Given(key) => Secret::new(key.expose()),
-            Key::InFile(path) => {
-                let file = "the file that DOCSPACE_API_KEY_FILE names";
-                signal::note(format!("while reading {file}"), State::Unreached);
-                // Not shown, as its name is the key where somebody took one variable for the other.
-                Secret::key_file(path).map_err(|why| {
-                    Error::usage(format!("DOCSPACE_API_KEY_FILE: the file that it names {why}"))
-                })?
-            }
+            Source::Given(key) => Secret::new(key.expose()),
+            Source::InFile(path) => read_setting("DOCSPACE_API_KEY_FILE", path, Secret::key)?,
+        };
+        let client = match &options.client {
+            Source::Given(id) => id.clone(),
+            Source::InFile(path) => read_setting("DOCSPACE_CLIENT_ID_FILE", path, client_id)?,
         };
         let proxy = options.proxy.as_ref().map(|proxy| (proxy.variable, &proxy.host));
         for (name, text) in
-            [("CLIENT_ID", &options.client), ("the address", &options.url.host)].into_iter().chain(proxy)
+            [("CLIENT_ID", &client), ("the address", &options.url.host)].into_iter().chain(proxy)
         {
             if text.eq_ignore_ascii_case(key.expose()) {
                 let what = format!("{name} is the API key: set that only in DOCSPACE_API_KEY");
                 return Err(Error::usage(what));
             }
         }
-        let portal = Portal::new(options, key)?;
+        let portal = Portal::new(options, client, key)?;
         Ok(Job { options, deadline, portal, no_sign_in: None, state: State::Unreached })
     }
 
@@ -121,14 +121,14 @@ impl<'a> Job<'a> {
         self.note(&format!("{waits} {name}"));
         // A store for many clients wants the name.
         let env = [
-            ("DOCSPACE_CLIENT_ID", self.options.client.clone()),
+            ("DOCSPACE_CLIENT_ID", self.portal.client.clone()),
             ("DOCSPACE_BASE_URL", self.options.url.to_string()),
         ];
         let output = Output::open(&self.options.destination, &env).map_err(|error| {
             Error::usage(format!("can't {cant} {name}: {}", self.portal.redact(&io_message(&error))))
         })?;
         match &self.options.key {
-            Key::InFile(key) if output.is_at(key) => {
+            Source::InFile(key) if output.is_at(key) => {
                 Err(Error::usage("the output is the file that holds the key"))
             }
             _ => Ok(output),
@@ -149,7 +149,7 @@ impl<'a> Job<'a> {
     /// Looks before it leaps: sees that portal, key and client are right, and changes nothing.
     fn look(&mut self) -> Result<(), Error> {
         let reply = self.call(Call::Look)?;
-        let client = self.portal.redact(&self.options.client);
+        let client = self.portal.redact(&self.portal.client);
         let (check, signed) = (self.options.steps == Steps::Check, self.portal.signature_age().is_some());
         let why = match reply.status {
             200 if is_json(&reply) && !check => return Ok(()),
@@ -227,7 +227,7 @@ impl<'a> Job<'a> {
     /// Revokes the caller's consent.
     fn revoke(&mut self) -> Result<(), Error> {
         self.call(Call::Revoke)?;
-        let client = self.portal.redact(&self.options.client);
+        let client = self.portal.redact(&self.portal.client);
         self.log(&format!("Client consent revoked for client {client}."));
         Ok(())
     }
@@ -402,6 +402,24 @@ impl Job<'_> {
             log(line);
         }
     }
+}
+
+/// Reads a file that holds a setting and nothing else. Its name is not shown: it is the key where
+/// somebody took one variable for the other.
+fn read_setting<T>(
+    variable: &str,
+    path: &Path,
+    usable: impl Fn(&[u8]) -> Result<T, &'static str>,
+) -> Result<T, Error> {
+    signal::note(format!("while reading the file that {variable} names"), State::Unreached);
+    let mut text = Vec::new();
+    // Some more than a key may have, for white space: an endless file is refused, not read.
+    let read = File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
+    let usable = match read {
+        Ok(_) => usable(&text).map_err(str::to_owned),
+        Err(error) => Err(format!("can't be read: {}", io_message(&error))),
+    };
+    usable.map_err(|why| Error::usage(format!("{variable}: the file that it names {why}")))
 }
 
 /// Whether to sign in before a call: for an API key, which no portal takes on these calls, unless

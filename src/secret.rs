@@ -2,11 +2,6 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
-use crate::error::io_message;
 
 /// What stands in place of a text that holds a secret.
 const REDACTED: &str = "[hidden]";
@@ -15,7 +10,7 @@ const REDACTED: &str = "[hidden]";
 const MAX_SHOWN: usize = 200;
 
 /// The longest key in bytes: web servers take no header line over 8 KiB.
-const MAX_KEY: usize = 8000;
+pub const MAX_KEY: usize = 8000;
 
 /// So many bytes of a secret in a row give it away.
 const MIN_REVEALING: usize = 8;
@@ -49,19 +44,6 @@ impl Secret {
         printable(key).filter(|_| !quoted).map(Secret).ok_or(
             "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
         )
-    }
-
-    /// Reads a key from a file that holds nothing else, as [`Secret::key`] takes it.
-    ///
-    /// # Errors
-    ///
-    /// Says why the file gives no key, without showing it.
-    pub fn key_file(path: &Path) -> Result<Secret, String> {
-        let mut text = Vec::new();
-        // Some more than a key may have, for white space: an endless file is refused, not read.
-        let read = File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
-        read.map_err(|error| format!("can't be read: {}", io_message(&error)))?;
-        Ok(Secret::key(&text)?)
     }
 
     /// Takes a client secret: 1 to 1,024 printable ASCII characters without spaces, so that it

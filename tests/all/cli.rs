@@ -194,6 +194,41 @@ fn a_key_file_that_holds_no_key_is_named_and_not_shown() {
     assert_eq!(stand.connections(), 0);
 }
 
+/// A job for each of many clients mounts a file with the id.
+#[test]
+fn the_clients_id_may_be_in_a_file() {
+    let folder = Folder::new();
+    for text in [CLIENT.to_owned(), format!("{CLIENT}\n"), format!(" \t{CLIENT} \r\n")] {
+        let stand = Stand::script(good_run());
+        let mut command = program();
+        command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY).arg("-q");
+        command.env("DOCSPACE_CLIENT_ID_FILE", folder.file("id", text)).env("DOCSPACE_CLIENT_ID", "");
+        run(&mut command).is(0, &crate::portal::line(), &[]);
+        assert!(stand.requests()[1].target.ends_with(CLIENT));
+    }
+    let stand = Stand::script(vec![]);
+    let unusable = "holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~";
+    let file = |text: &str| folder.file("bad", text).to_str().unwrap().to_owned();
+    for (text, why) in [
+        (Some("two ids"), unusable),
+        (Some("one\ntwo\n"), unusable),
+        (Some("\n"), unusable),
+        (Some(".."), unusable),
+        (Some(KEY), "holds an API key: set that only in DOCSPACE_API_KEY"),
+        (None, "can't be read: No such file or directory"),
+    ] {
+        let path = text.map_or(KEY.to_owned(), file);
+        let mut command = program();
+        command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
+        let refused = run(command.env("DOCSPACE_CLIENT_ID_FILE", path));
+        let error = format!(
+            "docspace-rotate: DOCSPACE_CLIENT_ID_FILE: the file that it names {why}; nothing was sent; see --help"
+        );
+        refused.is(2, "", &[&error]);
+    }
+    assert_eq!(stand.connections(), 0);
+}
+
 #[test]
 fn a_key_in_the_wrong_place_is_not_shown() {
     let stand = Stand::script(vec![]);
@@ -232,8 +267,8 @@ fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
             let mut command = program();
             command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
             let refused = run(command.env("DOCSPACE_CLIENT_ID", variable).args(args));
-            let error = "this is an API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
-            refused.is(2, "", &[&format!("docspace-rotate: {named}: {error}")]);
+            let error = "holds an API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
+            refused.is(2, "", &[&format!("docspace-rotate: {named} {error}")]);
             assert!(!refused.stderr.to_lowercase().contains("another"), "{refused}");
         }
     }
