@@ -1,62 +1,66 @@
-//! The README's recipes, run as they stand there, with stand-ins for the stores.
+//! The files in recipes/, run as they are under the shells that they meet, with stand-ins for the stores that
+//! take a secret and that refuse it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::portal::{CLIENT, KEY, SECRET, Stand, Step, good_run, held, http, looked, on, reply, signed_in};
-use crate::run::{self, Folder, run};
+use yaml_rust2::{Yaml, YamlLoader};
 
-fn readme() -> String {
-    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+use crate::portal::{CLIENT, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply};
+use crate::run::{self, Folder, Run, run};
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+
+fn recipe(name: &str) -> String {
+    let path = format!("{HERE}/recipes/{name}");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The lines that stand deeper than the first line that ends in `opening`, behind `section`.
-fn block(section: &str, opening: &str) -> String {
-    let readme = readme();
-    let (_, section) = readme.split_once(section).unwrap();
-    let (before, rest) = section.split_once(&format!("{opening}\n")).unwrap();
-    let depth = before.lines().last().unwrap().len();
-    let inside = |line: &&str| line.len() - line.trim_start().len() > depth;
-    let lines: Vec<&str> = rest.lines().take_while(inside).map(str::trim_start).collect();
-    lines.join("\n")
-}
-
-/// A folder for PATH, with the program and a store that notes its arguments and its stdin, says
-/// something and ends with a status.
-fn path_with(store: &str, says: &str, status: i32) -> Folder {
-    let folder = Folder::new();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_docspace-rotate"), folder.path("docspace-rotate"))
-        .unwrap();
-    let here = folder.as_ref().display().to_string();
-    let script = format!(
-        "#!/bin/sh\n[ \"$2\" = list ] && exit ${{LIST:-0}}\necho \"$@\" > {here}/arguments\ncat > {here}/stored\nprintf '{says}'\nexit {status}\n"
-    );
-    let store = folder.file(store, script);
-    fs::set_permissions(store, fs::Permissions::from_mode(0o755)).unwrap();
-    folder
+fn documents(name: &str) -> Vec<Yaml> {
+    YamlLoader::load_from_str(&recipe(name)).unwrap()
 }
 
 /// What each status of a run looks like, and whether there is a new secret to store.
 fn runs() -> Vec<(i32, Vec<Step>, bool)> {
-    let proof = || on("POST introspect", reply("introspect-200"));
+    let proof = |name| on("POST introspect", reply(name));
     let mut kept = good_run();
     kept[3] = on("DELETE revoke", reply("delete-403-unsigned"));
     let busy = on("PATCH regenerate", http("429 ", "Retry-After: 3600", ""));
     vec![
-        (0, good_run().into_iter().chain([proof()]).collect(), true),
+        (0, good_run().into_iter().chain([proof("introspect-200")]).collect(), true),
         (3, vec![on("GET token", reply("token-401"))], false),
         (4, looked([busy]), false),
         (5, kept, true),
         (7, looked([on("PATCH regenerate", reply("patch-500"))]), false),
-        (8, good_run().into_iter().chain([on("POST introspect", reply("introspect-401"))]).collect(), true),
+        (8, good_run().into_iter().chain([proof("introspect-401")]).collect(), true),
     ]
 }
 
-fn shell(program: &str, path: &Folder, stand: &Stand, script: &str) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().stdin(Stdio::null()).args(["-e", "-c", script]);
+/// What a run does whose store refuses the secret: nothing is revoked.
+fn lost() -> Vec<Step> {
+    looked([on("PATCH regenerate", reply("patch-200"))])
+}
+
+/// A folder for PATH, with the program and one stand-in. That notes its arguments, keeps what it is given as
+/// `stored.N` at its N-th call, and refuses at the call `REFUSE`.
+fn path_with(name: &str, script: &str) -> Folder {
+    let folder = Folder::new();
+    symlink(env!("CARGO_BIN_EXE_docspace-rotate"), folder.path("docspace-rotate")).unwrap();
+    let here = folder.as_ref().display();
+    let text = format!(
+        "#!/bin/sh\nhere={here}\necho \"$@\" >> $here/arguments\nn=$(wc -l < $here/arguments)\nn=$((n))\n{script}\n"
+    );
+    let stand_in = folder.file(name, text);
+    fs::set_permissions(stand_in, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// A shell with nothing but that PATH and a setting for the program.
+fn shell(words: &[&str], path: &Folder, stand: &Stand) -> Command {
+    let mut command = Command::new(words[0]);
+    command.env_clear().stdin(Stdio::null()).args(&words[1..]);
     command.env("PATH", format!("{}:/usr/bin:/bin", path.as_ref().display()));
     command
         .env("DOCSPACE_BASE_URL", stand.url())
@@ -65,169 +69,344 @@ fn shell(program: &str, path: &Folder, stand: &Stand, script: &str) -> Command {
     command
 }
 
-fn stored(path: &Folder, name: &str) -> Option<String> {
-    fs::read_to_string(path.path(name)).ok()
+/// The same secrets are hidden in all that a job's log would hold.
+fn log_of(command: &mut Command) -> Run {
+    let output = command.output().unwrap();
+    let run = Run::of(command, &output);
+    for hidden in [KEY, SIGNATURE, SECRET, "token-of-the-store"] {
+        assert!(
+            !run.stdout.contains(hidden) && !run.stderr.contains(hidden),
+            "a secret is in the log\n{run}"
+        );
+    }
+    run
+}
+
+fn read(folder: &Folder, name: &str) -> Option<String> {
+    fs::read_to_string(folder.path(name)).ok()
+}
+
+/// The shells that are on this machine, of those that run such a script.
+fn shells() -> Vec<Vec<&'static str>> {
+    let mut all = vec![vec!["bash", "-e"], vec!["dash", "-e"], vec!["busybox", "ash", "-e"]];
+    all.retain(|shell| {
+        let there = Command::new(shell[0]).args(&shell[1..]).args(["-c", ":"]).output().is_ok();
+        if !there {
+            run::skipped("recipes", &format!("no {} here", shell[0]));
+        }
+        there
+    });
+    all
 }
 
 #[test]
 fn github_actions() {
-    let script = block("### GitHub Actions", "run: |");
+    let workflow = &documents("github-actions.yml")[0];
+    assert_eq!(workflow["permissions"]["contents"].as_str(), Some("read"));
+    assert_eq!(workflow["concurrency"]["cancel-in-progress"].as_bool(), Some(false));
+    let steps = workflow["jobs"]["rotate"]["steps"].as_vec().unwrap();
+    assert_eq!(steps[0]["with"]["persist-credentials"].as_bool(), Some(false));
+    let (_, commit) = steps[0]["uses"].as_str().unwrap().split_once('@').unwrap();
+    assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
+    let script = steps[2]["run"].as_str().unwrap();
+    let gh =
+        "[ $n = \"$REFUSE\" ] && { echo 'HTTP 403' >&2; exit 1; }\n[ $n = 1 ] || exec cat > $here/stored";
+    let run_with = |steps: Vec<Step>, refuse: &str| {
+        let (path, stand) = (path_with("gh", gh), Stand::script(steps));
+        // As the runner does where no shell is named.
+        let file = path.file("script", script);
+        let mut command = shell(&["bash", "-e", file.to_str().unwrap()], &path, &stand);
+        let done = log_of(command.env("REFUSE", refuse).env("GH_TOKEN", "token-of-the-store"));
+        (done, path, stand)
+    };
     for (status, steps, secret) in runs() {
-        let (path, stand) = (path_with("gh", "", 0), Stand::script(steps));
-        let done = run(&mut shell("bash", &path, &stand, &script));
-        let masked = if secret { format!("::add-mask::{SECRET}\n") } else { String::new() };
-        assert_eq!((done.status, done.stdout.as_str()), (Some(status), masked.as_str()), "{done}");
-        assert_eq!(stored(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
-        let arguments = secret.then(|| "secret set DOCSPACE_CLIENT_SECRET\n".to_owned());
-        assert_eq!(stored(&path, "arguments"), arguments, "{done}");
+        let (done, path, _stand) = run_with(steps, "");
+        assert_eq!(done.status, Some(status), "{done}");
+        assert_eq!(read(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
+        let arguments = read(&path, "arguments").unwrap();
+        assert!(arguments.starts_with("secret set DOCSPACE_ROTATE_STARTED --body "), "{arguments}");
+        assert_eq!(arguments.ends_with("\nsecret set DOCSPACE_CLIENT_SECRET\n"), secret, "{arguments}");
     }
-}
-
-/// The status must not be one that says that nothing changed.
-#[test]
-fn a_store_that_does_not_take_it_is_1() {
-    let failures = [
-        ("### GitHub Actions", "run: |", "gh", "", 4),
-        ("### GitLab CI", "- |", "curl", "302", 0),
-        ("### GitLab CI", "- |", "curl", "", 7),
-    ];
-    for (section, opening, store, says, status) in failures {
-        let script = block(section, opening);
-        let (_, steps, _) = runs().swap_remove(0);
-        let (path, stand) = (path_with(store, says, status), Stand::script(steps));
-        let mut command = shell("bash", &path, &stand, &script);
-        let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{section}");
-        assert!(!String::from_utf8_lossy(&output.stderr).contains(SECRET), "{section}");
-    }
+    // A token that may only read costs nothing, and a store that fails later is no success.
+    let (done, _path, stand) = run_with(vec![], "1");
+    assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
+    let (done, _path, _stand) = run_with(lost(), "2");
+    assert_eq!(done.status, Some(6), "{done}");
 }
 
 #[test]
 fn gitlab_ci() {
-    let script = block("### GitLab CI", "- |");
-    for (status, steps, secret) in runs() {
-        let (path, stand) = (path_with("curl", "200", 0), Stand::script(steps));
-        let mut command = shell("sh", &path, &stand, &script);
-        command.envs([
-            ("VARIABLES_TOKEN", "token"),
-            ("CI_API_V4_URL", "https://gitlab.invalid/api/v4"),
-            ("CI_PROJECT_ID", "7"),
-        ]);
-        let done = run(&mut command);
-        assert_eq!((done.status, done.stdout.as_str()), (Some(status), ""), "{done}");
-        assert_eq!(stored(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
-        if let Some(arguments) = stored(&path, "arguments") {
-            let wanted = "-sS -o /dev/null -w %{http_code} -X PUT -H PRIVATE-TOKEN: token --data-urlencode value@- \
-                -d masked=true https://gitlab.invalid/api/v4/projects/7/variables/DOCSPACE_CLIENT_SECRET\n";
-            assert_eq!(arguments, wanted);
+    let script = documents("gitlab-ci.yml")[0]["rotate"]["script"][0].as_str().unwrap().to_owned();
+    // Writes a body and says the status that is its turn; `none` is no connection.
+    let curl = "for word in \"$@\"; do case $word in @*/header) token=$(cat \"${word#@}\") ;; *secret-*) exit 99 ;; esac; done\n\
+        [ \"$token\" = 'PRIVATE-TOKEN: token-of-the-store' ] || exit 98\n\
+        set -- $CODES - - -; shift $((n - 1))\n\
+        [ $1 = none ] && exit 7\n\
+        [ $n = 1 ] || cat > $here/stored.$n\n\
+        echo \"an answer with status $1\" > $work/answer\n\
+        printf %s $1";
+    let run_with = |shell_words: &[&str], steps: Vec<Step>, codes: &str| {
+        let (path, stand) = (path_with("curl", curl), Stand::script(steps));
+        let mut command = shell(shell_words, &path, &stand);
+        command.arg("-c").arg(&script).env("CODES", codes).env("VARIABLES_TOKEN", "token-of-the-store");
+        command.env("CI_API_V4_URL", "https://gitlab.invalid/api/v4").env("CI_PROJECT_ID", "7");
+        command.env("TMPDIR", path.as_ref());
+        (log_of(&mut command), path, stand)
+    };
+    for words in shells() {
+        for (status, steps, secret) in runs() {
+            let (done, path, _stand) = run_with(&words, steps, "200 200 200");
+            assert_eq!(done.status, Some(status), "{done}");
+            assert_eq!(read(&path, "stored.3"), secret.then(|| SECRET.to_owned()), "{done}");
+            let arguments = read(&path, "arguments").unwrap();
+            let all: Vec<&str> = arguments.lines().collect();
+            let variable = "https://gitlab.invalid/api/v4/projects/7/variables/DOCSPACE";
+            assert!(all[0].ends_with(&format!("-X GET {variable}_CLIENT_SECRET")), "{arguments}");
+            let put = format!("-X PUT {variable}_ROTATE_STARTED --data-urlencode value@-");
+            assert!(all[1].ends_with(&put), "{arguments}");
+            let put = format!("-X PUT {variable}_CLIENT_SECRET --data-urlencode value@- -d masked=true");
+            assert_eq!(all.get(2).is_some_and(|line| line.ends_with(&put)), secret, "{arguments}");
+            // Nothing is left of the token.
+            assert!(path.names().iter().all(|name| !name.starts_with("tmp")), "{:?}", path.names());
+        }
+        for code in ["404", "401", "403", "302", "none", "201"] {
+            let said = format!("an answer with status {code}\nGitLab answered ");
+            // The variable is not there, or the token may not write: nothing changes.
+            for codes in [code.to_owned(), format!("200 {code}")] {
+                let (done, _path, stand) = run_with(&words, vec![], &codes);
+                assert_eq!((done.status, stand.connections()), (Some(1), 0), "{codes} {done}");
+                assert_eq!(done.stderr.contains(&said), !matches!(code, "none" | "201"), "{done}");
+            }
+            let (done, _path, _stand) = run_with(&words, lost(), &format!("200 200 {code}"));
+            assert_eq!(done.status, Some(6), "{code} {done}");
         }
     }
+}
+
+/// The pod specification of the recipe's job, and the rule for its failures.
+fn job(name: &str) -> (Yaml, Yaml) {
+    let documents = documents(name);
+    let job = documents.iter().find(|document| !document["spec"].is_badvalue()).unwrap();
+    let spec = &job["spec"];
+    let spec = if job["kind"].as_str() == Some("CronJob") { &spec["jobTemplate"]["spec"] } else { spec };
+    assert!(spec["activeDeadlineSeconds"].as_i64().is_some());
+    (spec["template"]["spec"].clone(), spec["podFailurePolicy"]["rules"][0].clone())
+}
+
+#[test]
+fn kubernetes() {
+    for (name, secret_name, action) in [
+        ("kubernetes.yaml", "docspace-client", "FailJob"),
+        ("kubernetes-many.yaml", "docspace-clients", "FailIndex"),
+    ] {
+        let (pod, rule) = job(name);
+        assert_eq!(rule["action"].as_str(), Some(action));
+        assert_eq!(rule["onExitCodes"]["operator"].as_str(), Some("NotIn"));
+        assert_eq!(rule["onExitCodes"]["values"], YamlLoader::load_from_str("[0, 4]").unwrap()[0]);
+        // Admitted under the PodSecurity level `restricted`.
+        let container = &pod["containers"][0];
+        let locked = &container["securityContext"];
+        assert_eq!(rule["onExitCodes"]["containerName"], container["name"]);
+        assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"].as_str(), Some("RuntimeDefault"));
+        assert_eq!(locked["allowPrivilegeEscalation"].as_bool(), Some(false));
+        assert_eq!(locked["capabilities"]["drop"][0].as_str(), Some("ALL"));
+        // The account may do what the script does, and no more.
+        let all = documents(name);
+        let rules = &all.iter().find(|document| document["kind"].as_str() == Some("Role")).unwrap()["rules"];
+        assert_eq!(rules[1]["resourceNames"][0].as_str(), Some(secret_name));
+        let account = pod["serviceAccountName"].as_str();
+        assert!(all.iter().any(
+            |d| d["kind"].as_str() == Some("RoleBinding") && d["subjects"][0]["name"].as_str() == account
+        ));
+
+        let words: Vec<&str> =
+            container["command"].as_vec().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        let script = container["args"][0].as_str().unwrap();
+        let env = |variable: &str| {
+            let all = container["env"].as_vec().unwrap();
+            let one = all.iter().find(|entry| entry["name"].as_str() == Some(variable));
+            one.map(|entry| entry["value"].as_str().unwrap().to_owned())
+        };
+        let kubectl = "[ $n = \"$REFUSE\" ] && { echo 'forbidden' >&2; exit 1; }\n\
+            case $1 in create) exec cat /dev/stdin ;; esac\n\
+            case \"$*\" in *--dry-run=server*) exit ;; esac\n\
+            cp $here/secret $here/stored";
+        let run_with = |steps: Vec<Step>, refuse: &str| {
+            let (path, stand) = (path_with("kubectl", kubectl), Stand::script(steps));
+            let script = script.replace("/tmp/secret", path.path("secret").to_str().unwrap());
+            let mut command = shell(&words, &path, &stand);
+            command.arg(script).env("REFUSE", refuse);
+            command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", path.file("key", KEY));
+            if env("DOCSPACE_CLIENT_ID_FILE").is_some() {
+                let id = path.file("client-id", CLIENT);
+                command.env_remove("DOCSPACE_CLIENT_ID").env("DOCSPACE_CLIENT_ID_FILE", id);
+            }
+            (log_of(&mut command), path, stand)
+        };
+        let key = if action == "FailIndex" { CLIENT } else { "client-secret" };
+        for (status, steps, secret) in runs() {
+            let (done, path, _stand) = run_with(steps, "");
+            assert_eq!(done.status, Some(status), "{done}");
+            assert_eq!(read(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
+            let create = format!(
+                "create secret generic {secret_name} --from-file={key}=/dev/stdin --dry-run=client -o yaml"
+            );
+            let arguments = read(&path, "arguments").unwrap();
+            let all: Vec<&str> = arguments.lines().collect();
+            assert_eq!((all[0], all.len()), (create.as_str(), if secret { 4 } else { 2 }), "{arguments}");
+            assert!(all[1].starts_with("apply --server-side --f") && all[1].ends_with(" --dry-run=server"));
+            if action == "FailIndex" {
+                assert!(all[1].contains(&format!("--field-manager={CLIENT} ")), "{arguments}");
+            }
+        }
+        // Without the rights, or with an immutable Secret, nothing changes.
+        for refuse in ["1", "2"] {
+            let (done, _path, stand) = run_with(vec![], refuse);
+            assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
+        }
+        for refuse in ["3", "4"] {
+            let (done, _path, _stand) = run_with(lost(), refuse);
+            assert_eq!(done.status, Some(6), "{done}");
+        }
+    }
+}
+
+#[test]
+fn kubernetes_mounts_each_index_its_own_client() {
+    let all = documents("kubernetes-many.yaml");
+    let of = |kind: &str| all.iter().find(|document| document["kind"].as_str() == Some(kind)).unwrap();
+    let (job, ids) = (of("Job"), of("ConfigMap")["data"].as_hash().unwrap());
+    assert_eq!(job["spec"]["completions"].as_i64(), Some(ids.len() as i64));
+    for index in 0..ids.len() {
+        let id = ids[&Yaml::String(index.to_string())].as_str().unwrap();
+        assert!(docspace_rotate::cli::client_id(id.as_bytes()).is_ok(), "{id}");
+    }
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let mount = &container["volumeMounts"][0];
+    assert_eq!(mount["subPathExpr"].as_str(), Some("$(JOB_COMPLETION_INDEX)"));
+    let env = container["env"].as_vec().unwrap();
+    let file = env.iter().find(|entry| entry["name"].as_str() == Some("DOCSPACE_CLIENT_ID_FILE")).unwrap();
+    assert_eq!(mount["mountPath"], file["value"]);
+}
+
+#[test]
+fn docker() {
+    // Takes the environment and the mount from its arguments, as docker would, and runs the program.
+    let docker = "while [ $# -gt 0 ]; do case $1 in\n\
+        --env-file) . ./$2; export DOCSPACE_BASE_URL DOCSPACE_CLIENT_ID DOCSPACE_API_KEY; shift 2 ;;\n\
+        --user) shift 2 ;;\n\
+        -v) mount=${2%%:*}; [ -d $mount ] && exit 125; shift 2 ;;\n\
+        docspace-rotate:*) shift; break ;;\n\
+        *) shift ;; esac; done\n\
+        eval last=\\${$#}; [ $last = /client-secret ] || exit 99\n\
+        exec $here/docspace-rotate --verify --no-newline --output $mount";
+    for (status, steps, secret) in runs() {
+        let (path, stand) = (path_with("docker", docker), Stand::script(steps));
+        let lines: Vec<String> = recipe("docker.sh")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("#   ")?.to_owned()))
+            .map(|line| match line.split_once('=').unwrap().0 {
+                "DOCSPACE_BASE_URL" => format!("DOCSPACE_BASE_URL={}", stand.url()),
+                "DOCSPACE_API_KEY" => format!("DOCSPACE_API_KEY={KEY}"),
+                _ => line,
+            })
+            .collect();
+        path.file("docspace.env", lines.join("\n"));
+        let mut command = shell(&["sh", &format!("{HERE}/recipes/docker.sh")], &path, &stand);
+        for variable in ["DOCSPACE_BASE_URL", "DOCSPACE_CLIENT_ID", "DOCSPACE_API_KEY"] {
+            command.env_remove(variable);
+        }
+        let done = log_of(command.current_dir(path.as_ref()));
+        assert_eq!(done.status, Some(status), "{done}");
+        assert_eq!(read(&path, "client-secret").as_deref(), Some(if secret { SECRET } else { "" }), "{done}");
+        let mode = fs::metadata(path.path("client-secret")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let arguments = read(&path, "arguments").unwrap();
+        assert!(
+            arguments.contains(" --read-only --cap-drop=ALL --security-opt=no-new-privileges "),
+            "{arguments}"
+        );
+        assert!(arguments.ends_with(" --verify --no-newline --output /client-secret\n"), "{arguments}");
+    }
+}
+
+/// What the comments of the recipe say that the program says.
+#[test]
+fn docker_says_what_is_wrong_with_a_mount() {
+    let folder = Folder::new();
+    let stand = Stand::script(vec![]);
+    let refused = run(run::rotate(&stand).arg("--output").arg(folder.as_ref()));
+    assert_eq!(refused.status, Some(2), "{refused}");
+    assert!(refused.error().contains(": Is a directory; nothing was sent"), "{refused}");
+    assert!(recipe("docker.sh").contains("\"can't write to --output /client-secret: Is a directory\""));
+    assert!(recipe("docker.sh").contains("'the file that it names can't be read: Permission denied'"));
 }
 
 #[test]
 fn cron() {
     if !Path::new("/usr/bin/flock").exists() {
-        run::skipped("cron", "no flock here");
+        run::skipped("recipes::cron", "no flock here");
         return;
     }
-    let readme = readme();
-    let (_, section) = readme.split_once("### cron").unwrap();
-    let line = section.lines().find(|line| line.starts_with("17 3 1")).unwrap();
+    let crontab = recipe("crontab");
+    let line = crontab.lines().find(|line| !line.starts_with('#')).unwrap();
     let (_, command) = line.split_once("  app  ").unwrap();
-    for (status, steps, secret) in runs() {
-        let (path, stand) = (path_with("unused", "", 0), Stand::script(steps));
-        path.file(
-            "env",
-            format!(
-                "export DOCSPACE_BASE_URL={} DOCSPACE_CLIENT_ID={CLIENT} DOCSPACE_API_KEY={KEY}",
-                stand.url()
-            ),
-        );
-        path.file("client-secret", "old\n");
+    // To cron a percent sign is a newline.
+    assert!(!command.contains('%'));
+    let run_with = |path: &Folder, stand: &Stand| {
+        let variables =
+            format!("DOCSPACE_BASE_URL={} DOCSPACE_CLIENT_ID={CLIENT} DOCSPACE_API_KEY={KEY}", stand.url());
+        path.file("env", format!("export {variables}"));
         let here = path.as_ref().display().to_string();
-        let mut script = command.to_owned();
-        for folder in ["/etc/docspace-rotate", "/run/lock", "/usr/local/bin", "/etc/app", "/var/log/app"] {
+        let mut script = command.replace("/var/lib/docspace-rotate/lock", &format!("{here}/locks/lock"));
+        for folder in ["/etc/docspace-rotate", "/usr/local/bin", "/etc/app", "/var/lib/docspace-rotate"] {
             script = script.replace(folder, &here);
         }
         let mut mailed = Command::new("/bin/sh");
-        mailed.env_clear().env("PATH", format!("{here}:/usr/bin:/bin")).args(["-c", &script]);
-        let done = run(&mut mailed);
-        let mail = format!("docspace-rotate failed with {status}, see its log\n");
-        assert_eq!(done.stdout, if status == 0 { "" } else { &mail }, "{done}");
-        let file = if secret { format!("{SECRET}\n") } else { "old\n".to_owned() };
-        assert_eq!(stored(&path, "client-secret"), Some(file), "{done}");
-        assert!(!stored(&path, "docspace-rotate.log").unwrap().contains(SECRET));
+        log_of(mailed.env_clear().env("PATH", "/usr/bin:/bin").args(["-c", &script]))
+    };
+    let mail = |status| match status {
+        0 => String::new(),
+        _ => format!("docspace-rotate ended with {status}, see "),
+    };
+    for (status, steps, secret) in runs() {
+        let (path, stand) = (path_with("unused", ""), Stand::script(steps));
+        fs::create_dir(path.path("locks")).unwrap();
+        path.file("client-secret", "old\n");
+        let done = run_with(&path, &stand);
+        assert!(done.stdout.starts_with(&mail(status)) && (status != 0 || done.stdout.is_empty()), "{done}");
+        let stored = if secret { format!("{SECRET}\n") } else { "old\n".to_owned() };
+        assert_eq!(read(&path, "client-secret"), Some(stored), "{done}");
+        let log = read(&path, "log").unwrap();
+        assert!(log.lines().next().unwrap().contains(" UTC ") && !log.contains(SECRET), "{log}");
+        assert!(log.contains("[GET token] Status: "), "{log}");
     }
+    // 66 without the folder of the lock, and 1 while another run holds it.
+    let (path, stand) = (path_with("unused", ""), Stand::script(vec![]));
+    assert!(run_with(&path, &stand).stdout.starts_with(&mail(66)));
+    fs::create_dir(path.path("locks")).unwrap();
+    let mut holder = Command::new("flock");
+    let mut holder = holder.arg(path.path("locks/lock")).args(["sleep", "20"]).spawn().unwrap();
+    while !path.path("locks/lock").exists() {}
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(run_with(&path, &stand).stdout.starts_with(&mail(1)));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(stand.connections(), 0);
 }
 
-/// The arguments of the Kubernetes job's two containers of the program.
+/// The README's table names each recipe, and no other file.
 #[test]
-fn kubernetes() {
-    let readme = readme();
-    let (_, section) = readme.split_once("### Kubernetes").unwrap();
-    let folder = Folder::new();
-    let new = folder.path("client-secret");
-    let args: Vec<Vec<String>> = section
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("args: [")?.strip_suffix(']'))
-        .map(|line| {
-            line.split(", ").map(|arg| arg.replace("/new/client-secret", new.to_str().unwrap())).collect()
-        })
+fn the_readme_names_the_recipes() {
+    let readme = fs::read_to_string(format!("{HERE}/README.md")).unwrap();
+    let mut named: Vec<&str> =
+        readme.split("](recipes/").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+    named.sort();
+    let mut files: Vec<String> = fs::read_dir(format!("{HERE}/recipes"))
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(args.len(), 2, "{args:?}");
-    let key = folder.file("key", KEY);
-    let scripts = [
-        looked([on("PATCH regenerate", reply("patch-200"))]),
-        signed_in([on("DELETE revoke", reply("delete-200"))]),
-    ];
-    for (args, script) in args.iter().zip(scripts) {
-        let stand = Stand::script(script);
-        let mut command = run::program();
-        command.args(args).env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_CLIENT_ID", CLIENT);
-        let done = run(command.env("DOCSPACE_API_KEY_FILE", &key));
-        assert_eq!((done.status, done.stdout.as_str()), (Some(0), ""), "{done}");
-    }
-    assert_eq!(fs::read_to_string(new).unwrap(), format!("{SECRET}\n"));
-}
-
-#[test]
-fn a_traced_shell_shows_no_secret() {
-    for (section, opening, store, program) in
-        [("### GitHub Actions", "run: |", "gh", "bash"), ("### GitLab CI", "- |", "curl", "sh")]
-    {
-        let script = format!("set -x\n{}", block(section, opening));
-        let (_, steps, _) = runs().swap_remove(0);
-        let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
-        let done = run(&mut shell(program, &path, &stand, &script));
-        assert_eq!(done.status, Some(0), "{done}");
-        assert_eq!(stored(&path, "stored").as_deref(), Some(SECRET));
-    }
-}
-
-#[test]
-fn a_store_that_is_not_open_to_the_job_costs_nothing() {
-    let script = block("### GitHub Actions", "run: |");
-    let (path, stand) = (path_with("gh", "", 0), Stand::script(vec![]));
-    let status = shell("bash", &path, &stand, &script).env("LIST", "4").status().unwrap();
-    assert_eq!((status.code(), stand.connections()), (Some(1), 0));
-}
-
-#[test]
-fn a_cancelled_job_stores_what_came() {
-    for (section, opening, store, program) in
-        [("### GitHub Actions", "run: |", "gh", "bash"), ("### GitLab CI", "- |", "curl", "sh")]
-    {
-        let script = block(section, opening);
-        let (_, mut steps, _) = runs().swap_remove(0);
-        let (answer, step) = held("DELETE revoke", reply("delete-200"));
-        steps[3] = step;
-        let (path, stand) = (path_with(store, "200", 0), Stand::script(steps));
-        let mut command = shell(program, &path, &stand, &script);
-        let child = run::start(&mut command);
-        stand.wait_for(4);
-        run::send(&child, libc::SIGTERM);
-        drop(answer);
-        child.wait_with_output().unwrap();
-        assert_eq!(stored(&path, "stored").as_deref(), Some(SECRET), "{section}");
-    }
+    files.sort();
+    assert_eq!(named, files);
 }

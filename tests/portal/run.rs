@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -70,12 +70,7 @@ pub fn finish(command: &Command, child: Child) -> Run {
     let output = child.wait_with_output().unwrap();
     drop(over);
     watchdog.join().unwrap();
-    let run = Run {
-        command: format!("{command:?}"),
-        status: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8(output.stderr).expect("the log is UTF-8"),
-    };
+    let run = Run::of(command, &output);
     for hidden in [KEY, BEARER, SIGNATURE, SECRET] {
         assert!(!run.stderr.contains(hidden), "a secret is on stderr\n{run}");
     }
@@ -87,6 +82,16 @@ pub fn finish(command: &Command, child: Child) -> Run {
 }
 
 impl Run {
+    /// What a command did that has ended.
+    pub fn of(command: &Command, output: &Output) -> Run {
+        Run {
+            command: format!("{command:?}"),
+            status: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8(output.stderr.clone()).expect("the log is UTF-8"),
+        }
+    }
+
     /// Checks the status, all of stdout, and all of stderr line by line. An expected line that
     /// ends in `…` is compared up to there.
     #[track_caller]

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Docker: a new client secret into the file client-secret, without a newline.
+#
+# docspace.env, readable by you alone, has these lines. Docker takes them as they are: no quotes, no `export`.
+#   DOCSPACE_BASE_URL=https://your-portal.example
+#   DOCSPACE_CLIENT_ID=27d1f5ac-11da-4592-828d-1bd6e6212e9d
+#   DOCSPACE_API_KEY=sk-...
+#
+# With the key in a file instead: -e DOCSPACE_API_KEY_FILE=/key -v "$PWD/docspace-key:/key:ro". If the user of
+# the container can't read it, the run ends with 2 and 'the file that it names can't be read: Permission denied'.
+set -eu
+umask 077
+# The file has to be there: Docker would make a directory of that name, and the run would end with 2 and
+# "can't write to --output /client-secret: Is a directory".
+touch client-secret
+exec docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges \
+  --user "$(id -u):$(id -g)" --env-file docspace.env -v "$PWD/client-secret:/client-secret" \
+  docspace-rotate:0.2.0 --verify --no-newline --output /client-secret
