@@ -1,22 +1,29 @@
-# The whole image is one file: docker build -t docspace-rotate .
-FROM rust:1.95.0-bookworm AS build
+# The whole image is one file: docker build -t docspace-rotate:0.2.0 .
+FROM rust:1.95.0-slim-bookworm AS build
+RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
 ENV RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/usr/local/cargo=/cargo"
 
 # The dependencies, in a layer that changes only with these two files.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/portal \
- && echo 'fn main() {}' | tee src/main.rs tests/portal/try.rs > tests/portal/bench.rs \
- && touch src/lib.rs \
- && cargo build --release --locked --target "$(uname -m)-unknown-linux-gnu"
+ && echo '//! Empty.' | tee src/lib.rs tests/portal/try.rs > tests/portal/bench.rs \
+ && printf '//! Empty.\nfn main() {}\n' > src/main.rs \
+ && cargo auditable build --release --locked --target "$(rustc --print host-tuple)"
 
 # Newer than what was built from the empty files above.
 COPY src src
 RUN touch src/*.rs \
- && cargo build --release --locked --target "$(uname -m)-unknown-linux-gnu" \
- && cp "target/$(uname -m)-unknown-linux-gnu/release/docspace-rotate" /docspace-rotate
+ && cargo auditable build --release --locked --target "$(rustc --print host-tuple)" \
+ && cp "target/$(rustc --print host-tuple)/release/docspace-rotate" /docspace-rotate
 
 FROM scratch
+ARG SOURCE=""
+LABEL org.opencontainers.image.title="docspace-rotate" \
+      org.opencontainers.image.description="Give an ONLYOFFICE DocSpace OAuth client a new secret" \
+      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.source="$SOURCE"
 COPY --from=build /docspace-rotate /docspace-rotate
 USER 65534:65534
 ENTRYPOINT ["/docspace-rotate"]
