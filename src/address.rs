@@ -35,11 +35,8 @@ impl Url {
             Some(_) => return Err("the address must begin with https:// (or http://)"),
             None => return Err("the address has no scheme: write https:// before it"),
         };
-        if rest.contains('?') {
-            return Err("the address has a query ('?'): give the portal's own address");
-        }
-        if rest.contains('#') {
-            return Err("the address has a fragment ('#'): give the portal's own address");
+        if rest.contains(['?', '#']) {
+            return Err("the address has a query ('?') or fragment ('#'): give the portal's own address");
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if authority.contains('@') {
@@ -56,11 +53,6 @@ impl Url {
         }
         let path = path.trim_end_matches('/').to_owned();
         Ok(Url { https, host, port, path })
-    }
-
-    /// Whether the host is this machine, by its exact name or address.
-    pub fn is_loopback(&self) -> bool {
-        is_loopback(&self.host)
     }
 }
 
@@ -165,11 +157,6 @@ impl Proxy {
         let port = port.unwrap_or(default_port);
         Ok(Proxy { variable, protocol, credentials, host, port })
     }
-
-    /// Whether the proxy is on this machine.
-    pub fn is_loopback(&self) -> bool {
-        is_loopback(&self.host)
-    }
 }
 
 /// Without the credentials.
@@ -187,7 +174,8 @@ fn bracketed(host: &str) -> String {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this machine, by its exact name or address.
+pub fn is_loopback(host: &str) -> bool {
     let ip = host.parse::<IpAddr>();
     host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
@@ -228,8 +216,7 @@ fn is_name(host: &str) -> bool {
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     let last = name.rsplit('.').next().unwrap_or_default();
-    let number = last.starts_with(|c: char| c.is_ascii_digit())
-        && (last.bytes().all(|b| b.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x"));
+    let number = last.bytes().all(|b| b.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x");
     let ipv4 = host.parse::<std::net::Ipv4Addr>().is_ok();
     ipv4 || (name.len() <= 253 && name.split('.').all(label) && !number)
 }
@@ -296,7 +283,7 @@ mod tests {
         ] {
             let url = Url::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
             assert_eq!(url.to_string(), read, "{text}");
-            assert_eq!(url.is_loopback(), loopback, "{text}");
+            assert_eq!(is_loopback(&url.host), loopback, "{text}");
         }
     }
 

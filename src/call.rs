@@ -133,7 +133,7 @@ pub fn judge(call: Call, outcome: &Outcome, may_sign_in: bool) -> Verdict {
     }
 }
 
-/// What a reply to the sign-in means that holds no signature.
+/// What a sign-in reply without a signature means.
 pub fn without_signature(status: u16) -> Result<(), &'static str> {
     match status {
         401 => Err(": the key is wrong or no longer valid"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::address::{Proxy, Url};
+use crate::address::{Proxy, Url, is_loopback};
 use crate::error::Error;
 use crate::output::Destination;
 use crate::secret::{Secret, redact};
@@ -29,7 +29,7 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
       --only STEP        perform only this step: regenerate, revoke
       --verify           finally, check that the portal accepts the new secret
       --check            stop before anything changes: check that a run would
-                         find all that it needs
+                         find everything it needs
       --cacert FILE      trust the CA certificates in FILE (PEM) only
                                                       [env: SSL_CERT_FILE]
       --allow-http       let the key travel unencrypted to another host
@@ -119,7 +119,7 @@ pub enum Steps {
     Regenerate,
     /// Only revoke the consent.
     Revoke,
-    /// Change nothing: see that a run would find all that it needs.
+    /// Change nothing: see that a run would find everything it needs.
     Check,
 }
 
@@ -257,10 +257,10 @@ impl Arguments {
         let proxy = Proxy::choose(&url, text)?;
         if !url.https && !self.allow_http {
             let unencrypted = |what| Error::usage(format!("{what}: use https://, or give --allow-http"));
-            if !url.is_loopback() {
+            if !is_loopback(&url.host) {
                 return Err(unencrypted(format!("{named}: http:// would send the key unencrypted")));
             }
-            if let Some(Proxy { variable, .. }) = proxy.as_ref().filter(|proxy| !proxy.is_loopback()) {
+            if let Some(Proxy { variable, .. }) = proxy.as_ref().filter(|proxy| !is_loopback(&proxy.host)) {
                 let what = "an http:// address would send the key unencrypted to this proxy";
                 return Err(unencrypted(format!("{variable}: {what}")));
             }
@@ -335,7 +335,7 @@ fn seconds(text: &OsStr) -> Result<Duration, Error> {
 pub fn client_id(text: &[u8]) -> Result<String, &'static str> {
     let id = text.trim_ascii();
     if id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"sk-")) {
-        return Err("holds an API key: set that only in DOCSPACE_API_KEY");
+        return Err("holds an API key: put it only in DOCSPACE_API_KEY");
     }
     let usable = |b: &u8| b.is_ascii_alphanumeric() || b"-._~".contains(b);
     let dots = id == b"." || id == b"..";
@@ -503,7 +503,7 @@ mod tests {
                 &[("DOCSPACE_CLIENT_ID", "x"), ("DOCSPACE_CLIENT_ID_FILE", "f")],
                 "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set: unset one of them",
             ),
-            (&["sk-hush"], &[], "CLIENT_ID holds an API key: set that only in DOCSPACE_API_KEY"),
+            (&["sk-hush"], &[], "CLIENT_ID holds an API key: put it only in DOCSPACE_API_KEY"),
             (&["x", "--only", "both"], &[], "--only: STEP must be regenerate or revoke"),
             (
                 &["x", "--only", "revoke", "-o", "f"],

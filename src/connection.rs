@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::AlertDescription;
+use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -13,7 +14,6 @@ use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
     SocksConnector, TcpConnector, Transport,
 };
-use ureq::{Agent, ProxyProtocol};
 
 use crate::signal;
 
@@ -62,11 +62,11 @@ impl Resolver for OneLookup {
     }
 }
 
-/// Whether a connection is being asked what it holds: see [`Watched::is_clean`].
+/// Set while a connection is probed for buffered bytes: see [`Watched::is_clean`].
 static ASKING: AtomicBool = AtomicBool::new(false);
 
 /// The link below TLS. While the connection is asked what it holds, it says that nothing has come yet,
-/// where it would else wait for the socket.
+/// where it would otherwise wait for the socket.
 #[derive(Debug)]
 struct Floor;
 
@@ -75,21 +75,16 @@ impl<In: Transport> Connector<In> for Floor {
 
     fn connect(
         &self,
-        details: &ConnectionDetails,
+        _: &ConnectionDetails,
         connection: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
-        // The tunnel through a CONNECT proxy has a floor of its own, below TLS to the proxy.
-        let connect =
-            |proxy: &ureq::Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
-        let lowest = !details.config.proxy().is_some_and(connect);
-        Ok(connection.map(|connection| Floored { connection, lowest }))
+        Ok(connection.map(|connection| Floored { connection }))
     }
 }
 
 #[derive(Debug)]
 struct Floored<T> {
     connection: T,
-    lowest: bool,
 }
 
 impl<T: Transport> Transport for Floored<T> {
@@ -102,7 +97,7 @@ impl<T: Transport> Transport for Floored<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        match self.lowest && ASKING.load(Ordering::Relaxed) {
+        match ASKING.load(Ordering::Relaxed) {
             true => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
             false => self.connection.await_input(timeout),
         }

@@ -5,8 +5,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -44,7 +43,7 @@ pub enum Output {
 
 /// Why a secret was not handed over.
 pub enum Failed {
-    /// Some of it may not have been written, or it is in a file that nobody finds.
+    /// A write failed, or the file is no longer at its path.
     Write(io::Error),
     /// The command could not be started.
     Start(io::Error),
@@ -168,13 +167,14 @@ fn is_executable(file: &Path) -> bool {
 /// Runs a command with the text on its stdin. Whatever the pipe holds, and whether the command reads it or
 /// not, this ends when the command does.
 fn run(command: &mut Command, text: &[u8]) -> Result<(), Failed> {
-    let (reader, mut writer) = io::pipe()?;
+    let (reader, writer) = io::pipe()?;
+    let writer = File::from(OwnedFd::from(writer));
     // With this end open a write never fails, and what is left unread can be counted.
     let unread = reader.try_clone()?;
     // SAFETY: the descriptor is open; what runs between fork and exec is async-signal-safe.
     unsafe {
         libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
-        // Ignored, the end of a child can't be waited for.
+        // With SIGCHLD ignored, a child can't be waited for.
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         command.stdin(reader).pre_exec(|| {
             signal::restore();
@@ -182,24 +182,11 @@ fn run(command: &mut Command, text: &[u8]) -> Result<(), Failed> {
         });
     }
     let mut child = command.spawn().map_err(Failed::Start)?;
-    let process = child.id() as libc::pid_t;
-    signal::set_command(process);
-    let mut rest = text;
-    while !rest.is_empty() && !has_ended(process, libc::WNOHANG) {
-        match writer.write(rest) {
-            Ok(written) => rest = &rest[written..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                is_writable(writer.as_raw_fd(), 20);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    signal::set_command(child.id() as libc::pid_t);
+    let rest = write_while(&writer, text, || Ok(child.try_wait()?.is_none()))?;
     drop(writer);
-    while !has_ended(process, 0) {}
-    // Only now may its number be another's.
-    signal::set_command(0);
     let status = child.wait()?;
+    signal::set_command(0);
     let mut left: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the number is valid.
     if unsafe { libc::ioctl(unread.as_raw_fd(), libc::FIONREAD, &mut left) } == -1 {
@@ -210,17 +197,6 @@ fn run(command: &mut Command, text: &[u8]) -> Result<(), Failed> {
         (Some(0), _) => Err(Failed::Ended("ended with 0 but did not read the secret".to_owned())),
         (Some(status), _) => Err(Failed::Ended(format!("ended with status {status}"))),
         (None, signal) => Err(Failed::Ended(format!("was ended by signal {}", signal.unwrap_or_default()))),
-    }
-}
-
-/// Whether a child has ended; without WNOHANG it is waited for. It stays a child, so that no other
-/// process gets its number.
-fn has_ended(process: libc::pid_t, options: libc::c_int) -> bool {
-    // SAFETY: the structure is valid, and all zero where no child has ended.
-    unsafe {
-        let mut info: libc::siginfo_t = mem::zeroed();
-        let options = libc::WEXITED | libc::WNOWAIT | options;
-        libc::waitid(libc::P_PID, process as libc::id_t, &mut info, options) == 0 && info.si_pid() == process
     }
 }
 
@@ -237,21 +213,30 @@ fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((file, temporary))
 }
 
-/// Writes all of the text. A pipe may be non-blocking because another process that shares it made
-/// it so: it is waited for all the same.
-fn write_all(mut file: &File, mut text: &[u8]) -> io::Result<()> {
-    while !text.is_empty() {
+/// Writes all of the text.
+fn write_all(file: &File, text: &[u8]) -> io::Result<()> {
+    write_while(file, text, || Ok(true)).map(drop)
+}
+
+/// Writes the text while somebody wants it, and returns what is left. A pipe may be non-blocking, be it
+/// because another process that shares it made it so: it is waited for all the same.
+fn write_while<'a>(
+    mut file: &File,
+    mut text: &'a [u8],
+    mut wanted: impl FnMut() -> io::Result<bool>,
+) -> io::Result<&'a [u8]> {
+    while !text.is_empty() && wanted()? {
         match file.write(text) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => text = &text[written..],
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                is_writable(file.as_raw_fd(), -1);
+                is_writable(file.as_raw_fd(), 20);
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(text)
 }
 
 /// Whether the path leads to a FIFO.

@@ -146,25 +146,20 @@ impl<'a> Portal<'a> {
             if signal::is_sent() && !demanded {
                 return Failure::NoReply(why);
             }
+            let proxy = self.options.proxy.as_ref().map(|proxy| {
+                format!("the proxy {} from {}", self.redact(&proxy.to_string()), proxy.variable)
+            });
             let tls = demanded || rustls_error(&error).is_some();
-            let Some(proxy) = &self.options.proxy else {
-                return match tls {
-                    true => Failure::Refused(format!("the TLS handshake with {host} failed: {why}")),
-                    false => Failure::NotSent(why),
-                };
-            };
-            let proxy = format!("the proxy {} from {}", self.redact(&proxy.to_string()), proxy.variable);
-            match proxy_status(&error) {
-                Some(status @ (300..=428 | 430..=499)) => Failure::RefusedByProxy(format!(
-                    "{proxy} refused to connect to {host} with status {status}"
-                )),
-                _ if is_denied(&error) => {
+            match proxy {
+                Some(proxy) if is_denied(&error) => {
                     Failure::RefusedByProxy(format!("{proxy} refused to connect to {host}: {why}"))
                 }
-                _ if tls => {
+                Some(proxy) if tls => {
                     Failure::Refused(format!("the TLS handshake with {host} or {proxy} failed: {why}"))
                 }
-                _ => Failure::NotSent(format!("{why} (through {proxy})")),
+                None if tls => Failure::Refused(format!("the TLS handshake with {host} failed: {why}")),
+                Some(proxy) => Failure::NotSent(format!("{why} (through {proxy})")),
+                None => Failure::NotSent(why),
             }
         })
     }
@@ -180,7 +175,10 @@ impl<'a> Portal<'a> {
             ureq::Error::Timeout(_) => "no reply in time".to_owned(),
             ureq::Error::Protocol(_) => "the reply is not HTTP".to_owned(),
             ureq::Error::LargeResponseHeader(..) => "the reply's header is too long".to_owned(),
-            ureq::Error::ConnectProxyFailed(why) => self.redact(why),
+            ureq::Error::ConnectProxyFailed(why) => match proxy_status(why) {
+                Some(status) => format!("status {status}"),
+                None => self.redact(why),
+            },
             ureq::Error::Tls(why) => (*why).to_owned(),
             other => self.redact(&other.to_string()),
         }
@@ -189,10 +187,10 @@ impl<'a> Portal<'a> {
     fn exchange(&self, call: Call) -> Result<Reply, ureq::Error> {
         let url = format!("{}{}", self.options.url, call.path(&self.client));
         let mut request = Request::builder().method(call.method()).uri(url);
-        // HTTP wants to be told that a PATCH's body is empty (RFC 9110, section 8.6).
+        // A PATCH with no body says so in a Content-Length of 0 (RFC 9110, section 8.6).
         let mut body = (call == Call::Regenerate).then(String::new);
         if let (Call::Introspect, Some(secret)) = (call, &self.new_secret) {
-            // It gets no key, whatever happens.
+            // This request never carries the key.
             request = request.header("content-type", "application/x-www-form-urlencoded");
             body = Some(introspection(&self.client, secret));
         } else {
@@ -288,20 +286,24 @@ fn proxy(proxy: &Proxy, portal: &Url) -> Result<ureq::Proxy, Error> {
     Ok(made)
 }
 
-/// Whether a SOCKS proxy refuses for good: the login, all our methods, or by its rules. ureq has the
-/// last two in words only.
+/// Whether a proxy refuses for good: by its status; or the login, all our methods, or by its rules, which
+/// ureq has in words only. An error of the system's own, such as a firewall's, is none of the proxy's.
 fn is_denied(error: &ureq::Error) -> bool {
-    let ureq::Error::Io(error) = error else { return false };
     let words = ["no acceptable auth methods", "unknown auth method", "connection not allowed by ruleset"];
-    error.kind() == io::ErrorKind::PermissionDenied || words.contains(&error.to_string().as_str())
+    match error {
+        ureq::Error::ConnectProxyFailed(why) => {
+            matches!(proxy_status(why), Some(300..=407 | 409..=428 | 430..=499))
+        }
+        ureq::Error::Io(error) if error.raw_os_error().is_none() => {
+            error.kind() == io::ErrorKind::PermissionDenied || words.contains(&error.to_string().as_str())
+        }
+        _ => false,
+    }
 }
 
 /// The status with which a proxy answered a CONNECT: ureq has it in words only, as
 /// `proxy server responded 407/407`.
-fn proxy_status(error: &ureq::Error) -> Option<u16> {
-    let ureq::Error::ConnectProxyFailed(why) = error else {
-        return None;
-    };
+fn proxy_status(why: &str) -> Option<u16> {
     let (_, status) = why.split_once("responded ")?;
     status.get(..3)?.parse().ok()
 }
@@ -333,10 +335,8 @@ mod tests {
 
     #[test]
     fn a_proxys_status() {
-        let failed = |why: &str| proxy_status(&ureq::Error::ConnectProxyFailed(why.to_owned()));
-        assert_eq!(failed("proxy server responded 407/407"), Some(407));
-        assert_eq!(failed("proxy server responded 302/302"), Some(302));
-        assert_eq!(failed("proxy server did not respond"), None);
-        assert_eq!(proxy_status(&ureq::Error::HostNotFound), None);
+        assert_eq!(proxy_status("proxy server responded 407/407"), Some(407));
+        assert_eq!(proxy_status("proxy server responded 302/302"), Some(302));
+        assert_eq!(proxy_status("proxy server did not respond"), None);
     }
 }

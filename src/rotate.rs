@@ -94,7 +94,7 @@ impl<'a> Job<'a> {
             [("CLIENT_ID", &client), ("the address", &options.url.host)].into_iter().chain(proxy)
         {
             if text.eq_ignore_ascii_case(key.expose()) {
-                let what = format!("{name} is the API key: set that only in DOCSPACE_API_KEY");
+                let what = format!("{name} is the API key: put it only in DOCSPACE_API_KEY");
                 return Err(Error::usage(what));
             }
         }
@@ -152,8 +152,10 @@ impl<'a> Job<'a> {
         let client = self.portal.redact(&self.portal.client);
         let (check, signed) = (self.options.steps == Steps::Check, self.portal.signature_age().is_some());
         let why = match reply.status {
-            200 if is_json(&reply) && !check => return Ok(()),
             200 if is_json(&reply) => {
+                if !check {
+                    return Ok(());
+                }
                 let url = self.portal.redact(&self.options.url.to_string());
                 let key = if self.portal.has_api_key() { "an API key" } else { "a bearer token" };
                 let way = if signed { "with sign-in" } else { "without sign-in" };
@@ -161,10 +163,10 @@ impl<'a> Job<'a> {
                 return Ok(());
             }
             405 | 501 if !check => {
-                self.log("This portal can't be asked for the client beforehand: continuing.");
+                self.log("This portal can't be checked for the client beforehand: continuing.");
                 return Ok(());
             }
-            405 | 501 => ": it can't be asked for the client beforehand".to_owned(),
+            405 | 501 => ": it can't be checked for the client beforehand".to_owned(),
             404 => format!(": it has no client {client} that the key's user may manage"),
             403 if signed => ": the role of the key's user does not allow it".to_owned(),
             _ => String::new(),
@@ -208,17 +210,13 @@ impl<'a> Job<'a> {
             let signal = signal::held().map(|signal| format!(", and {signal} came meanwhile"));
             Error::new(self.state, what + &signal.unwrap_or_default())
         })?;
-        let left = match (self.options.steps, self.options.verify) {
-            (Steps::All, true) => format!("{} and {}", Call::Revoke.name(), Call::Introspect.name()),
-            (Steps::All, false) => Call::Revoke.name().to_owned(),
-            (_, true) => Call::Introspect.name().to_owned(),
-            (_, false) => {
-                signal::settle();
-                return Ok(());
-            }
+        let (state, left) = match (self.options.steps, self.options.verify) {
+            (Steps::All, true) => (State::NotRevoked, "[DELETE revoke] and [POST introspect]"),
+            (Steps::All, false) => (State::NotRevoked, "[DELETE revoke]"),
+            (_, true) => (State::NotVerified, "[POST introspect]"),
+            (_, false) => return Ok(()),
         };
-        let all = self.options.steps == Steps::All;
-        self.begin(if all { State::NotRevoked } else { State::NotVerified }, LAST_STEP_GRACE);
+        self.begin(state, LAST_STEP_GRACE);
         self.note(&format!("before {left}"));
         signal::release();
         Ok(())
@@ -270,8 +268,7 @@ impl Job<'_> {
             let outcome = self.portal.send(call, self.state, once_sent);
             let mut verdict = judge(call, &outcome, self.may_sign_in());
             self.settle(call, verdict);
-            let logged = verdict == Verdict::SignIn;
-            if logged {
+            if verdict == Verdict::SignIn {
                 // Shown with what follows, so that nobody reads a good run's log as a failure.
                 self.log(&format!("{}, so signing in first", summarize(call, &outcome)));
                 if self.sign_in()? {
@@ -285,7 +282,7 @@ impl Job<'_> {
             let (state, outcome) = match (verdict, outcome) {
                 (Verdict::Done, Ok(reply)) => return Ok(reply),
                 (Verdict::Retry, outcome) => {
-                    self.wait(call, attempt, &outcome, logged)?;
+                    self.wait(call, attempt, &outcome)?;
                     attempt += 1;
                     continue;
                 }
@@ -302,13 +299,12 @@ impl Job<'_> {
         }
     }
 
-    /// Waits before the next attempt; ends the call where that would pass the deadline. The outcome
-    /// may have its line in the log already.
-    fn wait(&self, call: Call, attempt: u32, outcome: &Outcome, logged: bool) -> Result<(), Error> {
+    /// Waits before the next attempt; ends the call where that would pass the deadline.
+    fn wait(&self, call: Call, attempt: u32, outcome: &Outcome) -> Result<(), Error> {
         let wait = retry::wait(attempt, outcome.as_ref().ok());
         let seconds = wait.as_secs_f64();
         if Instant::now() + wait >= self.deadline {
-            if outcome.is_ok() && !logged {
+            if outcome.is_ok() {
                 self.log(&summarize(call, outcome));
             }
             let (what, limit) = (self.describe_both(call, outcome), self.options.timeout.as_secs_f64());
@@ -316,10 +312,7 @@ impl Job<'_> {
             return Err(Error::new(self.state, format!("{what}, and {why}")));
         }
         self.note(&format!("before another {} at {}", call.name(), self.portal.peer()));
-        match logged {
-            true => self.log(&format!("{} Trying again in {seconds} s", call.name())),
-            false => self.log(&format!("{}, trying again in {seconds} s", summarize(call, outcome))),
-        }
+        self.log(&format!("{}, trying again in {seconds} s", summarize(call, outcome)));
         thread::sleep(wait);
         Ok(())
     }
@@ -353,7 +346,7 @@ impl Job<'_> {
         Ok(signed)
     }
 
-    /// Settles what a signal or the timer finds, before a line of the log may wait for stderr.
+    /// Updates the state that a signal or the timer reports, before a line of the log may wait for stderr.
     fn settle(&mut self, call: Call, verdict: Verdict) {
         match (verdict, call) {
             (Verdict::Refused | Verdict::Unknown, _) => signal::settle(),

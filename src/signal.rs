@@ -7,8 +7,8 @@ use std::ffi::c_int;
 use std::mem;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::State;
@@ -20,7 +20,7 @@ const MAX_LINE: usize = 4096;
 /// The signals that end the run early. The last is the timer's, and is never held.
 const SIGNALS: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM];
 
-/// The signals for which this program, or Rust before its `main`, sets something of its own.
+/// The signals whose disposition this program, or Rust before its `main`, changes.
 const CHANGED: [c_int; 7] =
     [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM, libc::SIGXFSZ, libc::SIGPIPE, libc::SIGCHLD];
 
@@ -32,7 +32,8 @@ struct Start {
 
 static START: OnceLock<Start> = OnceLock::new();
 
-/// Run by the loader before `main`: by then Rust has ignored SIGPIPE.
+/// Run by the loader before `main`, because Rust ignores SIGPIPE before it calls that.
+// SAFETY: the section is for pointers to functions of this form, and this one relies on nothing of Rust's runtime.
 #[used]
 #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
@@ -83,8 +84,12 @@ struct Note {
 
 static NOTE: AtomicPtr<Note> = AtomicPtr::new(ptr::null_mut());
 
-/// This process: a child has its handlers until it becomes another program.
-static PROCESS: AtomicI32 = AtomicI32::new(0);
+/// All notes that there were, each once. None is freed, as the handler may be reading it.
+static NOTES: Mutex<Vec<&'static Note>> = Mutex::new(Vec::new());
+
+/// Whether signals are held, and the last one that came meanwhile; else 0.
+static HOLDING: AtomicBool = AtomicBool::new(false);
+static HELD: AtomicI32 = AtomicI32::new(0);
 
 /// The command that has the secret, while it runs; else 0.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
@@ -97,27 +102,33 @@ pub fn note(what: impl Into<String>, state: State) {
 
 /// The same for a request: `once_sent` is the state after [`sent`].
 pub fn note_request(what: impl Into<String>, state: State, once_sent: State) {
-    let note = Note { what: what.into(), states: [state, once_sent], sent: AtomicBool::new(false) };
-    let last = NOTE.swap(Box::into_raw(Box::new(note)), Ordering::SeqCst);
-    if !last.is_null() {
-        // SAFETY: it came from a box, and only this function frees one. The program has one thread,
-        // which is here: neither in the handler, which never returns, nor in another function below.
-        drop(unsafe { Box::from_raw(last) });
-    }
+    let (what, states) = (what.into(), [state, once_sent]);
+    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = notes.iter().find(|note| note.what == what && note.states == states).copied();
+    let note = known.unwrap_or_else(|| {
+        let note: &Note = Box::leak(Box::new(Note { what, states, sent: AtomicBool::new(false) }));
+        notes.push(note);
+        note
+    });
+    note.sent.store(false, Ordering::SeqCst);
+    NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::SeqCst);
+}
+
+fn last_note() -> Option<&'static Note> {
+    // SAFETY: null, or a note that is never freed.
+    unsafe { NOTE.load(Ordering::SeqCst).as_ref() }
 }
 
 /// Notes that a byte of the request under way may have left.
 pub fn sent() {
-    // SAFETY: only `note_request` frees a note, on this one thread.
-    if let Some(note) = unsafe { NOTE.load(Ordering::SeqCst).as_ref() } {
+    if let Some(note) = last_note() {
         note.sent.store(true, Ordering::SeqCst);
     }
 }
 
 /// Whether a byte of the request under way may have left.
 pub fn is_sent() -> bool {
-    // SAFETY: only `note_request` frees a note, on this one thread.
-    unsafe { NOTE.load(Ordering::SeqCst).as_ref() }.is_some_and(|note| note.sent.load(Ordering::SeqCst))
+    last_note().is_some_and(|note| note.sent.load(Ordering::SeqCst))
 }
 
 /// Sets the handler. A signal that the caller ignores stays ignored, but for the timer's.
@@ -126,7 +137,6 @@ pub fn install() {
     note("before anything was sent", State::Unreached);
     // SAFETY: the structures are valid, and `end` has the form that sigaction(2) wants.
     unsafe {
-        PROCESS.store(libc::getpid(), Ordering::SeqCst);
         // A file that may not grow is then an error of the write, and not the end of the run.
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         for signal in SIGNALS {
@@ -136,7 +146,7 @@ pub fn install() {
             }
             let handler: extern "C" fn(c_int) = end;
             action.sa_sigaction = handler as libc::sighandler_t;
-            action.sa_flags = 0;
+            action.sa_flags = libc::SA_RESTART;
             // One line, whatever comes second.
             libc::sigfillset(&mut action.sa_mask);
             if signal == libc::SIGALRM {
@@ -151,33 +161,29 @@ pub fn install() {
 
 /// Holds SIGHUP, SIGINT and SIGTERM until [`release`]: a secret that is made is handed over.
 pub fn hold() {
-    change_mask(libc::SIG_BLOCK, &SIGNALS[..3]);
+    HOLDING.store(true, Ordering::SeqCst);
 }
 
-/// The name of a signal that is held, and that would end the run.
+/// The name of a signal that is held.
 pub fn held() -> Option<&'static str> {
-    let names = ["SIGHUP", "SIGINT", "SIGTERM"];
-    // SAFETY: the set is this function's own, and valid.
-    let pending = unsafe {
-        let mut set = mem::zeroed();
-        libc::sigpending(&mut set);
-        set
-    };
-    let ends = |(n, signal): (usize, &c_int)| {
-        // SAFETY: the set is valid, and the signals are such.
-        let is_in = |set: &libc::sigset_t| unsafe { libc::sigismember(set, *signal) == 1 };
-        is_in(&pending) && !is_in(&start().mask) && !start().ignored[n]
-    };
-    SIGNALS[..3].iter().enumerate().position(ends).map(|n| names[n])
+    Some(HELD.load(Ordering::SeqCst)).filter(|signal| *signal != 0).map(name)
 }
 
-/// Has the signals that were held end the run, as the last note says.
+fn name(signal: c_int) -> &'static str {
+    match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        _ => "SIGTERM",
+    }
+}
+
+/// Delivers a signal that was held: it ends the run as the last note says.
 pub fn release() {
-    let mut mask = start().mask;
-    // SAFETY: the set is this function's own, and valid.
-    unsafe {
-        libc::sigdelset(&mut mask, libc::SIGALRM);
-        libc::sigprocmask(libc::SIG_SETMASK, &mask, ptr::null_mut());
+    HOLDING.store(false, Ordering::SeqCst);
+    match HELD.load(Ordering::SeqCst) {
+        0 => {}
+        // SAFETY: a plain system call.
+        signal => drop(unsafe { libc::raise(signal) }),
     }
 }
 
@@ -186,22 +192,22 @@ pub fn release() {
 pub fn restore() {
     let start = start();
     for (signal, ignored) in CHANGED.into_iter().zip(start.ignored) {
-        // SAFETY: both are handlers that signal(2) knows.
+        // SAFETY: SIG_IGN and SIG_DFL are valid dispositions.
         unsafe { libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL }) };
     }
     // SAFETY: the set is valid.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &start.mask, ptr::null_mut()) };
 }
 
-/// Has the timer end this process too, with SIGTERM; 0 is none.
+/// Has the timer send SIGTERM to this process, too; 0 is none.
 pub fn set_command(process: i32) {
     COMMAND.store(process, Ordering::SeqCst);
 }
 
-/// Has nothing end the run early any more: how it ends is settled, and only the log is left to write.
+/// From now on nothing ends the run early: how it ends is settled, and only the log is left to write.
 pub fn settle() {
     for signal in SIGNALS {
-        // SAFETY: SIG_IGN is a handler that signal(2) knows.
+        // SAFETY: SIG_IGN is a valid disposition.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
@@ -228,32 +234,26 @@ pub fn is_writable(fd: RawFd, milliseconds: i32) -> bool {
     unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
 
-/// Calls only what is async-signal-safe (signal-safety(7)): getpid, kill, poll, write, _exit.
+/// Calls only what is async-signal-safe (signal-safety(7)): kill, poll, write, _exit.
 extern "C" fn end(signal: c_int) {
-    // SAFETY: plain system calls.
-    unsafe {
-        if libc::getpid() != PROCESS.load(Ordering::SeqCst) {
-            libc::_exit(128 + signal);
-        }
-        let command = COMMAND.load(Ordering::SeqCst);
-        if signal == libc::SIGALRM && command != 0 {
-            libc::kill(command, libc::SIGTERM);
-        }
+    if signal != libc::SIGALRM && HOLDING.load(Ordering::SeqCst) {
+        return HELD.store(signal, Ordering::SeqCst);
     }
-    // SAFETY: only `note_request` frees a note, and this thread is here.
-    let note = unsafe { NOTE.load(Ordering::SeqCst).as_ref() };
-    let (what, state) = match note {
+    let command = COMMAND.load(Ordering::SeqCst);
+    if signal == libc::SIGALRM && command != 0 {
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(command, libc::SIGTERM) };
+    }
+    let (what, state) = match last_note() {
         Some(note) => (note.what.as_str(), note.states[usize::from(note.sent.load(Ordering::SeqCst))]),
         None => ("", State::Unreached),
     };
-    let (cause, status) = match signal {
-        libc::SIGALRM => ("timed out ", c_int::from(state.status())),
-        libc::SIGHUP => ("ended by SIGHUP ", 128 + signal),
-        libc::SIGINT => ("ended by SIGINT ", 128 + signal),
-        _ => ("ended by SIGTERM ", 128 + signal),
+    let (cause, by, status) = match signal {
+        libc::SIGALRM => ("timed out", "", c_int::from(state.status())),
+        _ => ("ended by ", name(signal), 128 + signal),
     };
     let (mut line, mut length) = ([b'\n'; MAX_LINE], 0);
-    for text in ["docspace-rotate: ", cause, what, "; ", state.words(), "; ", state.next()] {
+    for text in ["docspace-rotate: ", cause, by, " ", what, "; ", state.words(), "; ", state.next()] {
         for byte in text.bytes().take(MAX_LINE - 1 - length) {
             line[length] = byte;
             length += 1;

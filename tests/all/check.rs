@@ -84,11 +84,11 @@ fn refusals_are_3() {
         (http("401 ", "", ""), "answered [HEAD client] with status 401"),
         (
             http("405 ", "", ""),
-            "answered [HEAD client] with status 405: it can't be asked for the client beforehand",
+            "answered [HEAD client] with status 405: it can't be checked for the client beforehand",
         ),
         (
             http("501 ", "", ""),
-            "answered [HEAD client] with status 501: it can't be asked for the client beforehand",
+            "answered [HEAD client] with status 501: it can't be checked for the client beforehand",
         ),
     ] {
         let goes_on = said.contains("beforehand");
@@ -105,7 +105,7 @@ fn refusals_are_3() {
         let done = run(&mut rotate(&stand));
         match goes_on {
             true => {
-                let beforehand = "This portal can't be asked for the client beforehand: continuing.";
+                let beforehand = "This portal can't be checked for the client beforehand: continuing.";
                 let status = format!("[HEAD client] Status: {}", &said[35..38]);
                 done.is(0, &line(), &[LOG[0], &status, beforehand, LOG[2], LOG[3], LOG[4], LOG[5]]);
             }

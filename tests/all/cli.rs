@@ -58,7 +58,7 @@ fn mistakes_send_nothing() {
         (
             &[],
             &[("DOCSPACE_BASE_URL", "https://portal.invalid/?hush")],
-            "DOCSPACE_BASE_URL: the address has a query ('?'): give the portal's own address",
+            "DOCSPACE_BASE_URL: the address has a query ('?') or fragment ('#'): give the portal's own address",
         ),
         (
             &[],
@@ -75,7 +75,7 @@ fn mistakes_send_nothing() {
             &[("DOCSPACE_API_KEY_FILE", "hush")],
             "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
         ),
-        (&[], &[("DOCSPACE_API_KEY", CLIENT)], "CLIENT_ID is the API key: set that only in DOCSPACE_API_KEY"),
+        (&[], &[("DOCSPACE_API_KEY", CLIENT)], "CLIENT_ID is the API key: put it only in DOCSPACE_API_KEY"),
         (
             &[],
             &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "missing/file")],
@@ -214,7 +214,7 @@ fn the_clients_id_may_be_in_a_file() {
         (Some("one\ntwo\n"), unusable),
         (Some("\n"), unusable),
         (Some(".."), unusable),
-        (Some(KEY), "holds an API key: set that only in DOCSPACE_API_KEY"),
+        (Some(KEY), "holds an API key: put it only in DOCSPACE_API_KEY"),
         (None, "can't be read: No such file or directory"),
     ] {
         let path = text.map_or(KEY.to_owned(), file);
@@ -239,7 +239,7 @@ fn a_key_in_the_wrong_place_is_not_shown() {
     let proxy = format!("http://{KEY}:1");
     let output = format!("{KEY}/file");
     for (args, env, error) in [
-        (&["--url", &address][..], None, "the address is the API key: set that only in DOCSPACE_API_KEY"),
+        (&["--url", &address][..], None, "the address is the API key: put it only in DOCSPACE_API_KEY"),
         (&["--cacert", KEY], None, "--cacert [hidden] can't be read: No such file or directory"),
         (
             &[],
@@ -267,7 +267,7 @@ fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
             let mut command = program();
             command.env("DOCSPACE_BASE_URL", stand.url()).env("DOCSPACE_API_KEY", KEY);
             let refused = run(command.env("DOCSPACE_CLIENT_ID", variable).args(args));
-            let error = "holds an API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
+            let error = "holds an API key: put it only in DOCSPACE_API_KEY; nothing was sent; see --help";
             refused.is(2, "", &[&format!("docspace-rotate: {named} {error}")]);
             assert!(!refused.stderr.to_lowercase().contains("another"), "{refused}");
         }
@@ -279,7 +279,7 @@ fn a_key_that_stands_for_the_client_or_a_host_is_not_sent_there() {
         (&["--allow-http"], proxy.as_str(), "http_proxy"),
     ] {
         let refused = run(rotate(&stand).args(args).env("http_proxy", proxy));
-        let error = "is the API key: set that only in DOCSPACE_API_KEY; nothing was sent; see --help";
+        let error = "is the API key: put it only in DOCSPACE_API_KEY; nothing was sent; see --help";
         refused.is(2, "", &[&format!("docspace-rotate: {named} {error}")]);
     }
     assert_eq!(stand.connections(), 0);

@@ -226,8 +226,11 @@ fn one_that_fails_or_does_not_read_is_6_and_nothing_is_revoked() {
 
 /// More than some pipes hold.
 fn long() -> (String, Stand) {
-    let object = format!(r#"{{"client_secret":"{SECRET}","more":"{}"}}"#, "y".repeat(64 * 1024 - 100));
-    let script = [on("PATCH regenerate", json(&object)), on("DELETE revoke", reply("delete-200"))];
+    let object = format!(r#"{{"client_secret":"{SECRET}","more":"{}"}}"#, "é".repeat(32 * 1024 - 100));
+    let body = json(&object);
+    // On one line, each é takes six bytes.
+    let object = object.replace('é', "\\u00e9");
+    let script = [on("PATCH regenerate", body), on("DELETE revoke", reply("delete-200"))];
     (object, Stand::script(looked(script)))
 }
 
@@ -408,5 +411,20 @@ fn a_run_that_fails_starts_nothing() {
         let stand = Stand::script(script);
         let failed = run(&mut to_shell(&stand, &[], "echo started"));
         assert_eq!((failed.status, failed.stdout.as_str()), (Some(status), ""), "{failed}");
+    }
+}
+
+/// Not through sh: dash clears the mask when it starts.
+#[test]
+fn it_inherits_the_signal_mask() {
+    for blocked in [&[][..], &[libc::SIGHUP, libc::SIGUSR1], &[libc::SIGALRM, libc::SIGTERM]] {
+        let stand = Stand::script(good_run());
+        let mut command = rotate(&stand);
+        command.env("PATH", "/usr/bin:/bin").args(["-q", "--", "cat", "/proc/self/status", "-"]);
+        inherit(&mut command, &[], blocked);
+        let done = run(&mut command);
+        let mask = blocked.iter().fold(0u64, |mask, signal| mask | 1 << (signal - 1));
+        assert!(done.stdout.contains(&format!("SigBlk:\t{mask:016x}\n")), "{done}");
+        assert!(done.stdout.ends_with(SECRET), "{done}");
     }
 }

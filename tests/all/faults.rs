@@ -317,7 +317,7 @@ mod repeats {
             LOG[1],
             "[PATCH regenerate] Status: 429, so signing in first",
             "[GET token] Status: 404",
-            "[PATCH regenerate] Trying again in 0.02 s",
+            "[PATCH regenerate] Status: 429, trying again in 0.02 s",
             "[PATCH regenerate] Status: 429, trying again in 0.02 s",
             "[PATCH regenerate] Status: 200",
             "Client secret has been regenerated.",

@@ -7,22 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
 use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, looked, on, reply};
-use crate::run::{self, Folder, finish, send, start};
-
-/// The program, to which no signal is ignored whatever runs the tests.
-fn rotate(stand: &Stand) -> Command {
-    let mut command = run::rotate(stand);
-    // SAFETY: signal(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-            Ok(())
-        });
-    }
-    command
-}
+use crate::run::{self, Folder, finish, rotate, send, start};
 
 /// Sends the signal when so many requests have come, and takes the answer to the last of them away.
 fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {

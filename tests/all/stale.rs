@@ -1,6 +1,6 @@
 //! A reply is the answer to its request: what was there before the request left is not.
 
-use crate::portal::{Act, BEARER, Stand, Step, http, json, line, on, reply};
+use crate::portal::{Act, BEARER, Stand, Step, good_run, http, json, line, on, reply};
 use crate::proxies::{Proxy, Then};
 use crate::run::{self, Run, rotate, run};
 
@@ -77,6 +77,19 @@ fn a_close_that_came_with_the_last_reply_is_no_fault_of_the_next_request() {
     }
 }
 
+#[test]
+fn a_close_in_the_wait_for_another_attempt_is_none_either() {
+    for tls in [true, false] {
+        let (_folder, certificates, ca) = run::authority();
+        let busy = Act::Send(http("429 ", "X-RateLimit-Reset: 50000000", ""));
+        let mut script = good_run();
+        script.insert(2, Step::Request("PATCH regenerate", vec![busy, Act::Close]));
+        let stand = Stand::script_over(tls.then(|| certificates.server("127.0.0.1")), script);
+        run(rotate(&stand).arg("-q").arg("--cacert").arg(ca)).is(0, &line(), &[]);
+        assert_eq!(stand.connections(), 2);
+    }
+}
+
 /// Nothing of the connection is the portal's word before the request has left.
 #[test]
 fn a_tunnel_that_brings_bytes_along_counts_as_one_that_never_stood() {
@@ -96,5 +109,57 @@ fn a_tunnel_that_brings_bytes_along_counts_as_one_that_never_stood() {
         done.is(4, "", &[error]);
         // The kernel may have taken the connection, but no request came.
         assert_eq!(stand.requests().len(), 0);
+    }
+}
+
+/// The same for a connection that is kept behind a proxy.
+#[test]
+fn a_second_reply_through_a_tunnel_is_none_either() {
+    for (scheme, over_tls) in [("http", false), ("https", true), ("socks5", false)] {
+        for tls in [true, false] {
+            for (request, (_, recorded)) in RUN.iter().enumerate().take(4) {
+                for length in [0, 4040, 4062, 4074, 8170] {
+                    let (_folder, certificates, ca) = run::authority();
+                    let stale = vec![padded(recorded, length), reply("patch-404-unknown")];
+                    let mut act = Some(Act::Together(stale, false));
+                    let step = |(n, (name, recorded)): (usize, &(&'static str, &str))| match n == request {
+                        true => Step::Request(name, vec![act.take().unwrap()]),
+                        false => on(name, reply(recorded)),
+                    };
+                    let script = RUN.iter().enumerate().map(step).collect();
+                    let server = tls.then(|| certificates.server("portal.invalid"));
+                    let stand = Stand::script_over(server, script);
+                    let server = over_tls.then(|| certificates.server("127.0.0.1"));
+                    let proxy = Proxy::start(stand.at, server, Then::Through);
+                    let (variable, url) = match tls {
+                        true => ("https_proxy", "https://portal.invalid"),
+                        false => ("http_proxy", "http://portal.invalid"),
+                    };
+                    let mut command = rotate(&stand);
+                    command.env(variable, format!("{scheme}://{}", proxy.at)).arg("--cacert").arg(ca);
+                    let done = run(command.args(["-q", "--verify", "--allow-http", "--url", url]));
+                    done.is(0, &line(), &[]);
+                    assert_eq!(stand.requests().len(), 5, "{scheme} {tls} {request} {length}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_within_tls_that_brings_bytes_along_counts_as_none() {
+    for length in [0, 3900, 4000, 4040, 4074, 8100, 16_000, 19_000] {
+        let (_folder, certificates, ca) = run::authority();
+        let stand = Stand::script(vec![]);
+        let pad = "x".repeat(length.min(8000));
+        let established = format!("HTTP/1.1 200 Connection established\r\nX: {pad}\r\n\r\n").into_bytes();
+        let stale = http("200 ", "Content-Type: application/json", "y".repeat(length));
+        let blurt = Then::Blurt([established, stale].concat());
+        let proxy = Proxy::start(stand.at, Some(certificates.server("127.0.0.1")), blurt);
+        let mut command = rotate(&stand);
+        command.env("http_proxy", format!("https://{}", proxy.at)).arg("--cacert").arg(ca);
+        let args = ["-q", "--timeout", "0.9", "--allow-http", "--url", "http://portal.invalid"];
+        let done = run(command.env("DOCSPACE_API_KEY", BEARER).args(args));
+        assert!(done.error().contains("bytes came before the request was sent"), "{length} {done}");
     }
 }
