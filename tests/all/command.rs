@@ -162,6 +162,9 @@ fn inherit(command: &mut Command, ignored: &'static [i32], blocked: &'static [i3
                 libc::sigaddset(&mut set, *signal);
             }
             libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             for signal in ignored {
                 libc::signal(*signal, libc::SIG_IGN);
             }
