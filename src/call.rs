@@ -165,7 +165,10 @@ pub fn describe(
             let said: Vec<String> = error_texts(reply).iter().map(|text| redact(text)).collect();
             match &reply.end {
                 _ if !said.is_empty() => words += &format!(" ({})", shorten(said.join(": "))),
-                End::Whole if reply.status < 300 && matches!(call, Call::Revoke | Call::Look) => {
+                End::Whole if reply.status < 300 && call == Call::Look => {
+                    words += " and a Content-Type that is not a portal's";
+                }
+                End::Whole if reply.status < 300 && call == Call::Revoke => {
                     words += " and a body that is not a portal's";
                 }
                 End::Whole => {}

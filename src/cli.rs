@@ -137,7 +137,8 @@ pub fn parse(
     let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
     let mut given = Arguments::default();
     let mut parser = lexopt::Parser::from_args(args);
-    let key = Secret::new(env("DOCSPACE_API_KEY").unwrap_or_default().to_string_lossy());
+    let key = env("DOCSPACE_API_KEY").unwrap_or_default();
+    let key = Secret::new(key.to_string_lossy().trim());
     let error = |error| plain(error, &key);
     loop {
         if let Some(mut rest) = parser.try_raw_args()

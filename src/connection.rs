@@ -3,10 +3,9 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustls::AlertDescription;
-use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -14,6 +13,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
     SocksConnector, TcpConnector, Transport,
 };
+use ureq::{Agent, ProxyProtocol};
 
 use crate::signal;
 
@@ -21,10 +21,15 @@ use crate::signal;
 /// then a request is on its way.
 pub const CLIENT_CERTIFICATE: &str = "it demands a client certificate";
 
+/// Errors that are a connection's end.
+const ENDS: [io::ErrorKind; 3] =
+    [io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionAborted, io::ErrorKind::UnexpectedEof];
+
 /// ureq with its own chain of connectors, and two links of ours in it.
 pub fn agent(config: Config) -> Agent {
     let connector =
-        ().chain(SocksConnector::default())
+        ().chain(Number)
+            .chain(SocksConnector::default())
             .chain(ConnectProxyConnector::default())
             .chain(TcpConnector::default())
             .chain(Floor)
@@ -38,6 +43,11 @@ pub fn agent(config: Config) -> Agent {
 pub fn rustls_error(error: &ureq::Error) -> Option<&rustls::Error> {
     let ureq::Error::Io(error) = error else { return None };
     error.get_ref()?.downcast_ref()
+}
+
+/// Whether the portal demands a client's certificate.
+pub fn demands_certificate(error: &ureq::Error) -> bool {
+    rustls_error(error) == Some(&rustls::Error::AlertReceived(AlertDescription::CertificateRequired))
 }
 
 /// Looks the one host of the run up once, for all requests: the portal's, or its proxy's, as each
@@ -63,10 +73,39 @@ impl Resolver for OneLookup {
 }
 
 /// Set while a connection is probed for buffered bytes: see [`Watched::is_clean`].
-static ASKING: AtomicBool = AtomicBool::new(false);
+static PROBING: AtomicBool = AtomicBool::new(false);
 
-/// The link below TLS. While the connection is asked what it holds, it says that nothing has come yet,
-/// where it would otherwise wait for the socket.
+/// The number of the connection's socket: ureq does not give it out.
+static SOCKET: AtomicI32 = AtomicI32::new(-1);
+
+/// The first link: notes the number that the next socket gets. On one thread that is the lowest that is
+/// free (socket(2) in POSIX); what a look-up of a name opens, it closes again.
+#[derive(Debug)]
+struct Number;
+
+impl Connector for Number {
+    type Out = ();
+
+    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<()>, ureq::Error> {
+        // SAFETY: plain system calls, and the descriptor is this function's own.
+        unsafe {
+            let free = libc::dup(libc::STDERR_FILENO);
+            libc::close(free);
+            SOCKET.store(free, Ordering::Relaxed);
+        }
+        Ok(None)
+    }
+}
+
+/// Whether the socket has bytes or a close to read.
+fn is_readable() -> bool {
+    let mut socket = libc::pollfd { fd: SOCKET.load(Ordering::Relaxed), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure is passed, and it is valid.
+    unsafe { libc::poll(&mut socket, 1, 0) == 1 }
+}
+
+/// The link below TLS. While the connection is probed, it says that nothing has come yet, where it would
+/// otherwise wait for the socket.
 #[derive(Debug)]
 struct Floor;
 
@@ -75,16 +114,21 @@ impl<In: Transport> Connector<In> for Floor {
 
     fn connect(
         &self,
-        _: &ConnectionDetails,
+        details: &ConnectionDetails,
         connection: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
-        Ok(connection.map(|connection| Floored { connection }))
+        // The tunnel through a CONNECT proxy has a floor of its own, below TLS to the proxy.
+        let connect =
+            |proxy: &ureq::Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+        let lowest = !details.config.proxy().is_some_and(connect);
+        Ok(connection.map(|connection| Floored { connection, lowest }))
     }
 }
 
 #[derive(Debug)]
 struct Floored<T> {
     connection: T,
+    lowest: bool,
 }
 
 impl<T: Transport> Transport for Floored<T> {
@@ -97,7 +141,7 @@ impl<T: Transport> Transport for Floored<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        match ASKING.load(Ordering::Relaxed) {
+        match self.lowest && PROBING.load(Ordering::Relaxed) && !is_readable() {
             true => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
             false => self.connection.await_input(timeout),
         }
@@ -134,8 +178,7 @@ impl<In: Transport> Connector<In> for Watch {
         let to_portal = !self.proxied || details.config.proxy().is_some();
         let Some(connection) = connection else { return Ok(None) };
         let mut watched = Watched { connection, to_portal, replied: false };
-        // Over TLS, the socket may hold the handshake's session tickets by now.
-        if to_portal && !(watched.is_clean() && (watched.is_tls() || watched.connection.is_open())) {
+        if to_portal && !watched.is_clean()? {
             return Err(io::Error::other("bytes came before the request was sent").into());
         }
         Ok(Some(watched))
@@ -151,14 +194,22 @@ struct Watched<T> {
 }
 
 impl<T: Transport> Watched<T> {
-    /// Whether neither ureq's buffers nor those of TLS hold a byte or a close. What rustls has read
-    /// and not handed out shows only when it is read.
-    fn is_clean(&mut self) -> bool {
-        ASKING.store(true, Ordering::Relaxed);
+    /// Whether neither the socket nor the buffers of TLS and ureq hold a byte or a close. What is a byte
+    /// shows only when it is read through TLS: a session ticket is none.
+    ///
+    /// # Errors
+    ///
+    /// What else waited there, such as an alert.
+    fn is_clean(&mut self) -> Result<bool, ureq::Error> {
+        PROBING.store(true, Ordering::Relaxed);
         let input = self.connection.await_input(NextTimeout::default());
-        ASKING.store(false, Ordering::Relaxed);
-        let nothing_yet = |error: &ureq::Error| matches!(error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock);
-        input.as_ref().is_err_and(nothing_yet) && self.connection.buffers().input().is_empty()
+        PROBING.store(false, Ordering::Relaxed);
+        match input {
+            Err(ureq::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(self.connection.buffers().input().is_empty())
+            }
+            input => input.map(|_| false),
+        }
     }
 }
 
@@ -176,10 +227,13 @@ impl<T: Transport> Transport for Watched<T> {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let input = self.connection.await_input(timeout);
-        let demanded = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
         match &input {
-            Err(error) if !self.replied && rustls_error(error) == Some(&demanded) => {
+            Err(error) if !self.replied && demands_certificate(error) => {
                 Err(ureq::Error::Tls(CLIENT_CERTIFICATE))
+            }
+            // To ureq a body without a length may end like this. To us it is cut short.
+            Err(ureq::Error::Io(error)) if ENDS.contains(&error.kind()) => {
+                Err(io::Error::other(error.to_string()).into())
             }
             _ => {
                 self.replied |= matches!(input, Ok(true));
@@ -190,7 +244,7 @@ impl<T: Transport> Transport for Watched<T> {
 
     /// Asked before each request on a kept connection.
     fn is_open(&mut self) -> bool {
-        self.is_clean() && self.connection.is_open()
+        self.is_clean().unwrap_or(false)
     }
 
     fn is_tls(&self) -> bool {

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, PipeReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -37,8 +37,8 @@ pub enum Output {
     /// A file that is not there: it is made when there is a secret, so that nothing which ends the
     /// run leaves an empty or half a file.
     New(PathBuf),
-    /// A command that was found.
-    Command(Command),
+    /// A command that was found, and the pipe to it.
+    Command(Command, PipeReader, Option<File>),
 }
 
 /// Why a secret was not handed over.
@@ -74,7 +74,11 @@ impl Output {
                 for variable in ["DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", "DOCSPACE_CLIENT_ID_FILE"] {
                     command.env_remove(variable);
                 }
-                return Ok(Output::Command(command));
+                let (reader, writer) = io::pipe()?;
+                // With this end open a write never fails, and what is left unread can be counted.
+                let unread = reader.try_clone()?;
+                command.stdin(reader);
+                return Ok(Output::Command(command, unread, Some(OwnedFd::from(writer).into())));
             }
             // A name of stdout, such as /dev/stdout, is stdout: opened anew, it would be written from
             // its beginning.
@@ -105,7 +109,7 @@ impl Output {
     /// The text may not be where it belongs.
     pub fn hand_over(&mut self, text: &[u8]) -> Result<(), Failed> {
         match self {
-            Output::Command(command) => run(command, text),
+            Output::Command(command, unread, writer) => run(command, unread, writer, text),
             Output::Stdout(file) => Ok(write_all(file, text)?),
             Output::Existing(file, path) => {
                 write_all(file, text)?;
@@ -136,7 +140,7 @@ impl Output {
     pub fn is_at(&self, path: &Path) -> bool {
         match self {
             Output::Stdout(file) | Output::Existing(file, _) => is_at(file, path),
-            Output::New(_) | Output::Command(_) => false,
+            Output::New(_) | Output::Command(..) => false,
         }
     }
 }
@@ -151,9 +155,10 @@ fn find(name: &OsStr) -> io::Result<PathBuf> {
             false => Err(io::Error::other("it is not executable")),
         };
     }
-    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::var_os("PATH").filter(|path| !path.is_empty());
     // An empty entry is the current directory. Without a slash the name would be looked up again.
-    let mut files = env::split_paths(&path).map(|folder| Path::new(".").join(folder).join(name));
+    let mut files =
+        path.iter().flat_map(env::split_paths).map(|folder| Path::new(".").join(folder).join(name));
     files.find(|file| is_executable(file)).ok_or_else(|| io::Error::other("there is no such program on PATH"))
 }
 
@@ -166,24 +171,32 @@ fn is_executable(file: &Path) -> bool {
 
 /// Runs a command with the text on its stdin. Whatever the pipe holds, and whether the command reads it or
 /// not, this ends when the command does.
-fn run(command: &mut Command, text: &[u8]) -> Result<(), Failed> {
-    let (reader, writer) = io::pipe()?;
-    let writer = File::from(OwnedFd::from(writer));
-    // With this end open a write never fails, and what is left unread can be counted.
-    let unread = reader.try_clone()?;
+fn run(
+    command: &mut Command,
+    unread: &PipeReader,
+    writer: &mut Option<File>,
+    text: &[u8],
+) -> Result<(), Failed> {
+    let Some(mut writer) = writer.take() else { return Err(io::Error::from(ErrorKind::BrokenPipe).into()) };
     // SAFETY: the descriptor is open; what runs between fork and exec is async-signal-safe.
     unsafe {
         libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
         // With SIGCHLD ignored, a child can't be waited for.
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-        command.stdin(reader).pre_exec(|| {
+        command.pre_exec(|| {
             signal::restore();
             Ok(())
         });
     }
+    // What fits is in the pipe before the command is there: whatever ends this program, a secret is not
+    // taken for an empty one.
+    let mut rest = text;
+    while let Ok(written @ 1..) = writer.write(rest) {
+        rest = &rest[written..];
+    }
     let mut child = command.spawn().map_err(Failed::Start)?;
     signal::set_command(child.id() as libc::pid_t);
-    let rest = write_while(&writer, text, || Ok(child.try_wait()?.is_none()))?;
+    let rest = write_while(&writer, rest, || Ok(child.try_wait()?.is_none()))?;
     drop(writer);
     let status = child.wait()?;
     signal::set_command(0);

@@ -16,7 +16,7 @@ use ureq::{Agent, SendBody, Timeout};
 use crate::address::{Protocol, Proxy, Url};
 use crate::call::{Call, introspection};
 use crate::cli::Options;
-use crate::connection::{CLIENT_CERTIFICATE, agent, rustls_error};
+use crate::connection::{CLIENT_CERTIFICATE, agent, demands_certificate, rustls_error};
 use crate::error::{Error, State, io_message};
 use crate::reply::{End, Failure, Outcome, Reply};
 use crate::secret::{Secret, redact};
@@ -167,6 +167,7 @@ impl<'a> Portal<'a> {
     /// An error of ureq's in words. Not its own `Display` where that repeats what a server sent.
     fn message(&self, error: &ureq::Error) -> String {
         match error {
+            error if demands_certificate(error) => CLIENT_CERTIFICATE.to_owned(),
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 "the connection was closed".to_owned()
             }

@@ -130,7 +130,9 @@ pub fn is_plain_success(body: &[u8]) -> bool {
 
 /// Whether the reply calls its body JSON. A page that answers at any address is HTML.
 pub fn is_json(reply: &Reply) -> bool {
-    reply.content_type.as_deref().is_some_and(|kind| kind.contains("json"))
+    let kind = reply.content_type.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind == "application/json" || kind.ends_with("+json")
 }
 
 /// What an introspection says of the secret with which it was asked: true where it is live, false
@@ -248,7 +250,10 @@ mod tests {
         for (kind, json) in [
             (Some("application/json"), true),
             (Some("application/json;charset=UTF-8"), true),
+            (Some("Application/JSON ; x"), true),
             (Some("application/problem+json"), true),
+            (Some("text/html; x=json"), false),
+            (Some("application/jsonp"), false),
             (Some("text/html"), false),
             (None, false),
         ] {

@@ -241,15 +241,21 @@ extern "C" fn end(signal: c_int) {
     }
     let command = COMMAND.load(Ordering::SeqCst);
     if signal == libc::SIGALRM && command != 0 {
-        // SAFETY: a plain system call.
-        unsafe { libc::kill(command, libc::SIGTERM) };
+        // SAFETY: plain system calls. One that is stopped would not notice.
+        unsafe {
+            libc::kill(command, libc::SIGTERM);
+            libc::kill(command, libc::SIGCONT);
+        }
     }
     let (what, state) = match last_note() {
         Some(note) => (note.what.as_str(), note.states[usize::from(note.sent.load(Ordering::SeqCst))]),
         None => ("", State::Unreached),
     };
     let (cause, by, status) = match signal {
-        libc::SIGALRM => ("timed out", "", c_int::from(state.status())),
+        libc::SIGALRM => match held() {
+            Some(signal) => ("timed out after ", signal, c_int::from(state.status())),
+            None => ("timed out", "", c_int::from(state.status())),
+        },
         _ => ("ended by ", name(signal), 128 + signal),
     };
     let (mut line, mut length) = ([b'\n'; MAX_LINE], 0);

@@ -79,8 +79,11 @@ fn refusals_are_3() {
             http("302 ", "Location: https://new.invalid/x", ""),
             "redirects [HEAD client] (status 302) to https://new.invalid/x: give --url the portal's own address",
         ),
-        (page, "answered [HEAD client] with status 200 and a body that is not a portal's"),
-        (http("204 ", "", ""), "answered [HEAD client] with status 204 and a body that is not a portal's"),
+        (page, "answered [HEAD client] with status 200 and a Content-Type that is not a portal's"),
+        (
+            http("204 ", "", ""),
+            "answered [HEAD client] with status 204 and a Content-Type that is not a portal's",
+        ),
         (http("401 ", "", ""), "answered [HEAD client] with status 401"),
         (
             http("405 ", "", ""),

@@ -100,6 +100,21 @@ fn one_that_is_not_there_is_2_and_nothing_is_sent() {
     }
 }
 
+/// Nothing that happens to lie in the current directory gets the secret.
+#[test]
+fn without_a_path_nothing_is_found() {
+    let folder = Folder::new();
+    symlink("/bin/cat", folder.path("store")).unwrap();
+    let error =
+        "docspace-rotate: can't run the command store: there is no such program on PATH; nothing was …";
+    for path in [None, Some("")] {
+        let stand = Stand::script(vec![]);
+        let mut command = rotate(&stand);
+        command.envs(path.map(|path| ("PATH", path))).current_dir(folder.as_ref());
+        run(command.args(["--", "store"])).is(2, "", &[error]);
+    }
+}
+
 /// A folder, a file that is not executable and a dangling link of its name are passed over.
 #[test]
 fn the_first_program_of_the_name_on_path_is_started_by_that_name() {
@@ -297,6 +312,15 @@ fn it_is_ended_when_the_time_is_up_and_the_run_with_6() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     assert_eq!(folder.names(), ["end", "stored"]);
+}
+
+/// A stopped one would not notice, and would hold its caller's stdout for ever.
+#[test]
+fn one_that_is_stopped_is_ended_too() {
+    let stand = regenerate_alone();
+    let lost =
+        run(&mut to_shell(&stand, &["--timeout", "0.5"], "cat > /dev/null; kill -STOP $$; echo went on"));
+    lost.is(6, "", &[&format!("docspace-rotate: timed out while waiting for the command sh{LOST}")]);
 }
 
 /// A run whose command has said that it is started, and waits for the file `go`.

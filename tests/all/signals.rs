@@ -139,7 +139,7 @@ fn a_signal_while_the_secret_is_written_waits_until_it_is() {
     let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     read_until(&mut child, "Client secret has been regenerated.\n");
     send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that may not have been handed over; fix the output or the command, then run again";
+    let error = "docspace-rotate: timed out after SIGTERM while writing the new secret to stdout; the client has a new secret that may not have been handed over; fix the output or the command, then run again";
     finish(&command, child).is(6, "", &[error]);
 }
 
