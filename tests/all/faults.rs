@@ -383,26 +383,6 @@ mod time {
     }
 
     #[test]
-    fn an_attempt_at_a_safe_call_has_thirty_seconds() {
-        let mut script = good_run();
-        script.insert(1, Step::Request("HEAD client", vec![Act::Hang]));
-        let stand = Stand::script(script);
-        let retry = "[HEAD client] No answer: no reply in time, trying again in 1 s";
-        run(&mut rotate(&stand)).is(0, &line(), &[LOG[0], retry, LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]]);
-    }
-
-    #[test]
-    fn an_attempt_at_a_connection_has_ten_seconds() {
-        let (_folder, certificates, ca) = run::authority();
-        let mut script = good_run();
-        script.insert(0, Step::Accepted(vec![Act::Hang]));
-        let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
-        let retry = "[GET token] Not sent: no connection within 10 s, trying again in 1 s";
-        let log = [retry, LOG[0], LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]];
-        run(rotate(&stand).arg("--cacert").arg(ca)).is(0, &line(), &log);
-    }
-
-    #[test]
     fn the_revoke_has_its_attempt_where_the_time_is_up() {
         let late = || vec![Act::Sleep(Duration::from_millis(700)), Act::Send(reply("delete-200"))];
         let mut script = good_run();

@@ -9,6 +9,7 @@ mod proxies;
 #[path = "../portal/run.rs"]
 mod run;
 
+mod bounds;
 mod check;
 mod cli;
 mod command;

@@ -360,36 +360,6 @@ fn a_file_that_took_the_place_of_a_new_one_stays() {
 }
 
 #[test]
-fn a_stdout_that_nobody_reads_is_6_in_the_end() {
-    let (_reader, writer) = run::full_pipe();
-    let stand = regenerate_alone();
-    let mut command = rotate(&stand);
-    let child =
-        command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    let lost = finish(&command, child);
-    lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
-}
-
-/// The hand-over has its 30 s, and the connection is kept for that long.
-#[test]
-fn a_stdout_that_is_read_late_gets_the_secret() {
-    let (mut reader, writer) = run::full_pipe();
-    let stand = Stand::script(good_run());
-    let mut command = rotate(&stand);
-    command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
-    drop(command);
-    stand.wait_for(3);
-    thread::sleep(Duration::from_secs(17));
-    let mut text = vec![];
-    reader.read_to_end(&mut text).unwrap();
-    assert!(text.ends_with(line().as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(stand.connections(), 1);
-}
-
-#[test]
 fn a_stderr_that_nobody_reads_costs_nothing() {
     let (_reader, writer) = run::full_pipe();
     let stand = Stand::script(good_run());
