@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -340,7 +341,28 @@ fn docker_says_what_is_wrong_with_a_mount() {
     assert_eq!(refused.status, Some(2), "{refused}");
     assert!(refused.error().contains(": Is a directory; nothing was sent"), "{refused}");
     assert!(recipe("docker.sh").contains("\"can't write to --output /client-secret: Is a directory\""));
-    assert!(recipe("docker.sh").contains("'the file that it names can't be read: Permission denied'"));
+
+    let key = folder.file("key", KEY);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = run::rotate(&stand);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
+    if fs::read(&key).is_ok() {
+        // Root may read it.
+        command.uid(65534).gid(65534);
+    }
+    if let Err(error) = command.stderr(Stdio::null()).status() {
+        run::skipped("an unreadable key", &format!("no other user can run the program here: {error}"));
+        return;
+    }
+    let error = "the file that it names can't be read: Permission denied";
+    let refused = run(&mut command);
+    assert_eq!(refused.status, Some(2), "{refused}");
+    assert!(
+        refused.error().contains(&format!("DOCSPACE_API_KEY_FILE: {error}; nothing was sent")),
+        "{refused}"
+    );
+    assert!(recipe("docker.sh").contains(&format!("'{error}'")));
+    assert_eq!(stand.connections(), 0);
 }
 
 #[test]
