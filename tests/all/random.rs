@@ -254,7 +254,9 @@ impl Walk {
     }
 }
 
-fn check(seed: u64, tls: &Tls) {
+/// Runs what the seed makes, and says whether the machine kept up: one that stalls for most of a second runs
+/// into the time limit where the contract does not.
+fn check(seed: u64, tls: &Tls) -> bool {
     let mut random = Random(seed);
     let over_tls = random.below(3) == 0;
     let mut walk = Walk {
@@ -301,12 +303,19 @@ fn check(seed: u64, tls: &Tls) {
         (None, Some(file)) => drop(command.arg("--output").arg(file)),
         (_, None) => {}
     }
-    let child = start(&mut command);
-    if status == 143 {
-        stand.wait_for(requests);
+    let mut child = start(&mut command);
+    let mut runs = || child.try_wait().unwrap().is_none();
+    while status == 143 && stand.requests().len() < requests && runs() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    if status == 143 && runs() {
         run::send(&child, libc::SIGTERM);
     }
     let done = finish(&command, child);
+    let late = ["timed out", "would exceed the time limit"].iter().any(|words| done.error().contains(words));
+    if late && done.status != Some(status.into()) {
+        return false;
+    }
     let wanted = match (handed_over, json) {
         (false, _) => String::new(),
         (true, false) => SECRET.to_owned(),
@@ -331,6 +340,7 @@ fn check(seed: u64, tls: &Tls) {
     assert_eq!(stand.complaint(), None, "{done}");
     let sent = stand.requests().iter().filter(|request| request.method == "PATCH").count();
     assert_eq!(sent, patches, "{done}");
+    true
 }
 
 struct Tls {
@@ -360,9 +370,9 @@ fn any_run_ends_as_the_contract_says() {
                     if !seeds.contains(&seed) {
                         break;
                     }
-                    // A machine that stalls for most of a second breaks the time limit; a wrong run is wrong twice.
-                    let fails = || catch_unwind(AssertUnwindSafe(|| check(seed, &tls))).is_err();
-                    if fails() && fails() {
+                    // A run that is late for another reason than a stall is late again.
+                    let passes = || check(seed, &tls) || check(seed, &tls);
+                    if !catch_unwind(AssertUnwindSafe(passes)).unwrap_or(false) {
                         failed.lock().unwrap().push(seed);
                     }
                 }
