@@ -8,11 +8,15 @@
 #
 # With the key in a file instead: -e DOCSPACE_API_KEY_FILE=/key -v "$PWD/docspace-key:/key:ro". If the user of
 # the container can't read it, the run ends with 2 and 'the file that it names can't be read: Permission denied'.
+#
+# The name keeps two runs apart: Docker ends the second with 125. A run that is stopped still stores a secret that
+# was made.
 set -eu
 umask 077
 # The file has to be there: Docker would make a directory of that name, and the run would end with 2 and
 # "can't write to --output /client-secret: Is a directory".
 touch client-secret
-exec docker run --rm --read-only --cap-drop=ALL --security-opt=no-new-privileges \
-  --user "$(id -u):$(id -g)" --env-file docspace.env -v "$PWD/client-secret:/client-secret" \
+exec docker run --rm --name docspace-rotate --stop-timeout 60 \
+  --read-only --cap-drop=ALL --security-opt=no-new-privileges --user "$(id -u):$(id -g)" \
+  --env-file docspace.env -v "$PWD/client-secret:/client-secret" \
   docspace-rotate:0.2.0 --verify --no-newline --output /client-secret

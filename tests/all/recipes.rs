@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::portal::{CLIENT, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply};
+use crate::portal::{Act, CLIENT, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply};
 use crate::run::{self, Folder, Run, run};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
@@ -83,6 +83,22 @@ fn log_of(command: &mut Command) -> Run {
     run
 }
 
+/// Ends a job while the portal is looked at: the signal reaches the program, which says what state the client is in.
+#[track_caller]
+fn is_told_of(signal: i32, command: &mut Command, stand: &Stand) {
+    let child = run::start(command);
+    stand.wait_for(2);
+    run::send(&child, signal);
+    let done = run::finish(command, child);
+    assert_eq!(done.status, Some(128 + signal), "{done}");
+    assert!(done.error().contains("; the client's secret is unchanged"), "{done}");
+}
+
+/// The script of a job that is ended so.
+fn silent_look() -> Vec<Step> {
+    vec![on("GET token", reply("token-200")), Step::Request("HEAD client", vec![Act::Hang])]
+}
+
 fn read(folder: &Folder, name: &str) -> Option<String> {
     fs::read_to_string(folder.path(name)).ok()
 }
@@ -112,13 +128,17 @@ fn github_actions() {
     let script = steps[2]["run"].as_str().unwrap();
     let gh =
         "[ $n = \"$REFUSE\" ] && { echo 'HTTP 403' >&2; exit 1; }\n[ $n = 1 ] || exec cat > $here/stored";
-    let run_with = |steps: Vec<Step>, refuse: &str| {
+    let job = |steps: Vec<Step>, refuse: &str| {
         let (path, stand) = (path_with("gh", gh), Stand::script(steps));
         // As the runner does where no shell is named.
         let file = path.file("script", script);
         let mut command = shell(&["bash", "-e", file.to_str().unwrap()], &path, &stand);
-        let done = log_of(command.env("REFUSE", refuse).env("GH_TOKEN", "token-of-the-store"));
-        (done, path, stand)
+        command.env("REFUSE", refuse).env("GH_TOKEN", "token-of-the-store");
+        (command, path, stand)
+    };
+    let run_with = |steps: Vec<Step>, refuse: &str| {
+        let (mut command, path, stand) = job(steps, refuse);
+        (log_of(&mut command), path, stand)
     };
     for (status, steps, secret) in runs() {
         let (done, path, _stand) = run_with(steps, "");
@@ -133,6 +153,8 @@ fn github_actions() {
     assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
     let (done, _path, _stand) = run_with(lost(), "2");
     assert_eq!(done.status, Some(6), "{done}");
+    let (mut command, _path, stand) = job(silent_look(), "");
+    is_told_of(libc::SIGINT, &mut command, &stand);
 }
 
 #[test]
@@ -221,8 +243,7 @@ fn kubernetes() {
             |d| d["kind"].as_str() == Some("RoleBinding") && d["subjects"][0]["name"].as_str() == account
         ));
 
-        let words: Vec<&str> =
-            container["command"].as_vec().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        assert_eq!(container["command"], YamlLoader::load_from_str("[sh, -ec]").unwrap()[0]);
         let script = container["args"][0].as_str().unwrap();
         let env = |variable: &str| {
             let all = container["env"].as_vec().unwrap();
@@ -230,45 +251,63 @@ fn kubernetes() {
             one.map(|entry| entry["value"].as_str().unwrap().to_owned())
         };
         let kubectl = "[ $n = \"$REFUSE\" ] && { echo 'forbidden' >&2; exit 1; }\n\
+            [ $n = \"$SLOW\" ] && sleep 1\n\
             case $1 in create) exec cat /dev/stdin ;; esac\n\
             case \"$*\" in *--dry-run=server*) exit ;; esac\n\
             cp $here/secret $here/stored";
-        let run_with = |steps: Vec<Step>, refuse: &str| {
+        let job = |words: &[&str], steps: Vec<Step>| {
             let (path, stand) = (path_with("kubectl", kubectl), Stand::script(steps));
             let script = script.replace("/tmp/secret", path.path("secret").to_str().unwrap());
-            let mut command = shell(&words, &path, &stand);
-            command.arg(script).env("REFUSE", refuse);
+            let mut command = shell(words, &path, &stand);
+            command.arg("-c").arg(script);
             command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", path.file("key", KEY));
             if env("DOCSPACE_CLIENT_ID_FILE").is_some() {
                 let id = path.file("client-id", CLIENT);
                 command.env_remove("DOCSPACE_CLIENT_ID").env("DOCSPACE_CLIENT_ID_FILE", id);
             }
-            (log_of(&mut command), path, stand)
+            (command, path, stand)
+        };
+        let run_with = |words: &[&str], steps: Vec<Step>, refuse: &str| {
+            let (mut command, path, stand) = job(words, steps);
+            (log_of(command.env("REFUSE", refuse)), path, stand)
         };
         let key = if action == "FailIndex" { CLIENT } else { "client-secret" };
-        for (status, steps, secret) in runs() {
-            let (done, path, _stand) = run_with(steps, "");
-            assert_eq!(done.status, Some(status), "{done}");
-            assert_eq!(read(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
-            let create = format!(
-                "create secret generic {secret_name} --from-file={key}=/dev/stdin --dry-run=client -o yaml"
-            );
-            let arguments = read(&path, "arguments").unwrap();
-            let all: Vec<&str> = arguments.lines().collect();
-            assert_eq!((all[0], all.len()), (create.as_str(), if secret { 4 } else { 2 }), "{arguments}");
-            assert!(all[1].starts_with("apply --server-side --f") && all[1].ends_with(" --dry-run=server"));
-            if action == "FailIndex" {
-                assert!(all[1].contains(&format!("--field-manager={CLIENT} ")), "{arguments}");
+        for words in shells() {
+            for (status, steps, secret) in runs() {
+                let (done, path, _stand) = run_with(&words, steps, "");
+                assert_eq!(done.status, Some(status), "{done}");
+                assert_eq!(read(&path, "stored"), secret.then(|| SECRET.to_owned()), "{done}");
+                let create = format!(
+                    "create secret generic {secret_name} --from-file={key}=/dev/stdin --dry-run=client -o yaml"
+                );
+                let arguments = read(&path, "arguments").unwrap();
+                let all: Vec<&str> = arguments.lines().collect();
+                assert_eq!((all[0], all.len()), (create.as_str(), if secret { 4 } else { 2 }), "{arguments}");
+                assert!(
+                    all[1].starts_with("apply --server-side --f") && all[1].ends_with(" --dry-run=server")
+                );
+                if action == "FailIndex" {
+                    assert!(all[1].contains(&format!("--field-manager={CLIENT} ")), "{arguments}");
+                }
             }
-        }
-        // Without the rights, or with an immutable Secret, nothing changes.
-        for refuse in ["1", "2"] {
-            let (done, _path, stand) = run_with(vec![], refuse);
-            assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
-        }
-        for refuse in ["3", "4"] {
-            let (done, _path, _stand) = run_with(lost(), refuse);
-            assert_eq!(done.status, Some(6), "{done}");
+            // Without the rights, or with an immutable Secret, nothing changes.
+            for refuse in ["1", "2"] {
+                let (done, _path, stand) = run_with(&words, vec![], refuse);
+                assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
+            }
+            for refuse in ["3", "4"] {
+                let (done, _path, _stand) = run_with(&words, lost(), refuse);
+                assert_eq!(done.status, Some(6), "{done}");
+            }
+            // Ended before the program runs, which is then not begun, and while it does.
+            let (mut command, path, stand) = job(&words, vec![]);
+            let child = run::start(command.env("SLOW", "2"));
+            while read(&path, "arguments").is_none_or(|arguments| arguments.lines().count() < 2) {}
+            run::send(&child, libc::SIGTERM);
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
+            assert_eq!(stand.connections(), 0);
+            let (mut command, _path, stand) = job(&words, silent_look());
+            is_told_of(libc::SIGTERM, &mut command, &stand);
         }
     }
 }
@@ -376,17 +415,21 @@ fn cron() {
     let (_, command) = line.split_once("  app  ").unwrap();
     // To cron a percent sign is a newline.
     assert!(!command.contains('%'));
-    let run_with = |path: &Folder, stand: &Stand| {
-        let variables =
-            format!("DOCSPACE_BASE_URL={} DOCSPACE_CLIENT_ID={CLIENT} DOCSPACE_API_KEY={KEY}", stand.url());
-        path.file("env", format!("export {variables}"));
+    let job = |path: &Folder, env: &str| {
         let here = path.as_ref().display().to_string();
         let mut script = command.replace("/var/lib/docspace-rotate/lock", &format!("{here}/locks/lock"));
-        for folder in ["/etc/docspace-rotate", "/usr/local/bin", "/etc/app", "/var/lib/docspace-rotate"] {
+        script = script.replace("/etc/docspace-rotate/env", &format!("{here}/{env}"));
+        for folder in ["/usr/local/bin", "/etc/app", "/var/lib/docspace-rotate"] {
             script = script.replace(folder, &here);
         }
         let mut mailed = Command::new("/bin/sh");
         log_of(mailed.env_clear().env("PATH", "/usr/bin:/bin").args(["-c", &script]))
+    };
+    let run_with = |path: &Folder, stand: &Stand| {
+        let variables =
+            format!("DOCSPACE_BASE_URL={} DOCSPACE_CLIENT_ID={CLIENT} DOCSPACE_API_KEY={KEY}", stand.url());
+        path.file("env", format!("export {variables}"));
+        job(path, "env")
     };
     let mail = |status| match status {
         0 => String::new(),
@@ -406,15 +449,30 @@ fn cron() {
     }
     // 66 without the folder of the lock, and 1 while another run holds it.
     let (path, stand) = (path_with("unused", ""), Stand::script(vec![]));
+    let log = || read(&path, "log").unwrap_or_default();
     assert!(run_with(&path, &stand).stdout.starts_with(&mail(66)));
+    assert!(log().contains("flock: "), "{}", log());
     fs::create_dir(path.path("locks")).unwrap();
-    let mut holder = Command::new("flock");
-    let mut holder = holder.arg(path.path("locks/lock")).args(["sleep", "20"]).spawn().unwrap();
-    while !path.path("locks/lock").exists() {}
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    fs::remove_file(path.path("log")).unwrap();
+    let flock = |option| {
+        let mut command = Command::new("flock");
+        command.arg(option).arg(path.path("locks/lock"));
+        command
+    };
+    let mut holder = flock("--close").args(["sleep", "20"]).spawn().unwrap();
+    while flock("--nonblock").arg("true").status().unwrap().success() {}
     assert!(run_with(&path, &stand).stdout.starts_with(&mail(1)));
+    assert_eq!(log().lines().count(), 1, "{}", log());
     holder.kill().unwrap();
     holder.wait().unwrap();
+    // Without the log, or the settings, cron mails what the shell says.
+    fs::remove_file(path.path("log")).unwrap();
+    fs::create_dir(path.path("log")).unwrap();
+    let done = run_with(&path, &stand);
+    assert!(done.stderr.contains("/log: ") && done.stdout.starts_with(&mail(2)), "{done}");
+    fs::remove_dir(path.path("log")).unwrap();
+    let done = job(&path, "no-env");
+    assert!(done.stderr.contains("/no-env: ") && done.status == Some(2), "{done}");
     assert_eq!(stand.connections(), 0);
 }
 
@@ -431,4 +489,61 @@ fn the_readme_names_the_recipes() {
         .collect();
     files.sort();
     assert_eq!(named, files);
+}
+
+/// The notes of a release are what changed in that version, and the sums of both platforms.
+#[test]
+fn release_notes() {
+    let workflow = fs::read_to_string(format!("{HERE}/.github/workflows/release.yml")).unwrap();
+    let workflow = &YamlLoader::load_from_str(&workflow).unwrap()[0];
+    let steps = workflow["jobs"]["publish"]["steps"].as_vec().unwrap();
+    let path = path_with("gh", "cp notes.md SHA256SUMS $here/");
+    let work = Folder::new();
+    for (runner, sum) in [("ubuntu-24.04", "0123  x86_64\n"), ("ubuntu-24.04-arm", "4567  arm64\n")] {
+        let dist = work.path(&format!("dist-{runner}"));
+        fs::create_dir(&dist).unwrap();
+        fs::write(dist.join("SHA256SUMS"), sum).unwrap();
+        fs::write(dist.join("docspace-rotate-x"), "").unwrap();
+        let mut tar = Command::new("tar");
+        tar.arg("-cf").arg(dist.join("docspace-rotate-x.tar.gz"));
+        tar.args(["--transform=s,^,docspace-rotate-x/,", "-C", HERE, "CHANGELOG.md"]);
+        assert!(tar.status().unwrap().success());
+    }
+    let file = path.file("script", steps.last().unwrap()["run"].as_str().unwrap());
+    let stand = Stand::script(vec![]);
+    let mut command = shell(&["bash", "-e", file.to_str().unwrap()], &path, &stand);
+    let version = env!("CARGO_PKG_VERSION");
+    let done = log_of(command.current_dir(work.as_ref()).env("GITHUB_REF_NAME", format!("v{version}")));
+    assert_eq!(done.status, Some(0), "{done}");
+    let arguments = read(&path, "arguments").unwrap();
+    assert!(arguments.starts_with(&format!("release create v{version} --verify-tag ")), "{arguments}");
+    let all = "dist-ubuntu-24.04/docspace-rotate-x dist-ubuntu-24.04/docspace-rotate-x.tar.gz";
+    assert!(arguments.contains(" SHA256SUMS dist-ubuntu-24.04-arm/") && arguments.contains(all));
+    let notes = read(&path, "notes.md").unwrap();
+    assert!(notes.starts_with(&format!("## {version}\n")) && !notes.contains("## 0.1.0"), "{notes}");
+    assert!(notes.contains("-- COMMAND") && notes.contains("    0123  x86_64\n"), "{notes}");
+    assert!(notes.contains("    4567  arm64\n"), "{notes}");
+}
+
+/// What names a version names this one.
+#[test]
+fn the_version_is_the_same_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = |name: &str| fs::read_to_string(format!("{HERE}/{name}")).unwrap();
+    assert!(text("CHANGELOG.md").split("\n## ").nth(1).unwrap().starts_with(&format!("{version}\n")));
+    let mut places = 0;
+    let recipes = fs::read_dir(format!("{HERE}/recipes")).unwrap();
+    let recipes = recipes.map(|file| format!("recipes/{}", file.unwrap().file_name().display()));
+    for name in recipes.chain(["README.md".to_owned(), "Dockerfile".to_owned()]) {
+        let text = text(&name);
+        for before in ["docspace-rotate:", "ref: v", "image.version=\""] {
+            for after in
+                text.split(before).skip(1).filter(|after| after.starts_with(|c| char::is_ascii_digit(&c)))
+            {
+                assert!(after.starts_with(version), "{name}: {before}{}", after.lines().next().unwrap());
+                places += 1;
+            }
+        }
+    }
+    assert!(places >= 10, "{places}");
 }
