@@ -14,7 +14,7 @@ fn a_stdout_that_nobody_reads_is_6_in_the_end() {
     let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
     let mut command = rotate(&stand);
     let child =
-        command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        command.args(["-q", "--timeout", "1.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     let lost = finish(&command, child);
     lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
 }
@@ -25,7 +25,7 @@ fn a_stdout_that_is_read_late_gets_the_secret() {
     let (mut reader, writer) = run::full_pipe();
     let stand = Stand::script(good_run());
     let mut command = rotate(&stand);
-    command.args(["-q", "--timeout", "0.5"]).stdout(writer).stderr(Stdio::piped());
+    command.args(["-q", "--timeout", "1.5"]).stdout(writer).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     drop(command);
     stand.wait_for(3);
@@ -64,7 +64,7 @@ fn a_signal_that_is_held_is_named_when_the_time_is_up() {
     let (_reader, writer) = run::full_pipe();
     let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
     let mut command = rotate(&stand);
-    command.args(["--timeout", "0.5"]);
+    command.args(["--timeout", "1.5"]);
     let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     crate::signals::read_until(&mut child, "Client secret has been regenerated.\n");
     send(&child, libc::SIGTERM);

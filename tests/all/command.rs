@@ -301,7 +301,7 @@ fn it_is_ended_when_the_time_is_up_and_the_run_with_6() {
     let folder = Folder::new();
     let stand = regenerate_alone();
     let script = "trap 'echo ended > $0/end; exit' TERM; cat > $0/stored; sleep 40 > /dev/null 2>&1 & wait";
-    let mut command = to_shell(&stand, &["--timeout", "0.5"], script);
+    let mut command = to_shell(&stand, &["--timeout", "1.5"], script);
     let lost = run(command.arg(folder.as_ref()).stderr(Stdio::piped()));
     let error = format!("docspace-rotate: timed out while waiting for the command sh{LOST}");
     lost.is(6, "", &[&error]);
@@ -319,7 +319,7 @@ fn it_is_ended_when_the_time_is_up_and_the_run_with_6() {
 fn one_that_is_stopped_is_ended_too() {
     let stand = regenerate_alone();
     let lost =
-        run(&mut to_shell(&stand, &["--timeout", "0.5"], "cat > /dev/null; kill -STOP $$; echo went on"));
+        run(&mut to_shell(&stand, &["--timeout", "1.5"], "cat > /dev/null; kill -STOP $$; echo went on"));
     lost.is(6, "", &[&format!("docspace-rotate: timed out while waiting for the command sh{LOST}")]);
 }
 

@@ -356,19 +356,19 @@ mod time {
 
     #[test]
     fn silence_is_7_for_a_patch_and_4_for_a_sign_in() {
-        let done = patch_meets(vec![Act::Hang], &["--timeout", "0.5"]);
+        let done = patch_meets(vec![Act::Hang], &["--timeout", "1.5"]);
         is_state(&done, 7, UNKNOWN);
         assert!(done.error().contains(": timed out during [PATCH regenerate] at 127.0.0.1; "), "{done}");
 
         let stand = Stand::script(vec![Step::Request("GET token", vec![Act::Hang])]);
-        is_state(&run(rotate(&stand).args(["--timeout", "0.5"])), 4, UNCHANGED);
+        is_state(&run(rotate(&stand).args(["--timeout", "1.5"])), 4, UNCHANGED);
     }
 
     #[test]
     fn silence_within_an_answer_is_7() {
         let whole = reply("patch-200");
         for n in [1, 100, whole.len() - 60, whole.len() - 3] {
-            let done = patch_meets(vec![Act::Send(whole[..n].to_vec()), Act::Hang], &["--timeout", "0.5"]);
+            let done = patch_meets(vec![Act::Send(whole[..n].to_vec()), Act::Hang], &["--timeout", "1.5"]);
             is_state(&done, 7, UNKNOWN);
         }
     }
@@ -376,7 +376,7 @@ mod time {
     #[test]
     fn a_slow_answer_counts_while_there_is_time() {
         let drip = |pause| vec![Act::Drip(reply("patch-200"), Duration::from_millis(pause))];
-        is_state(&patch_meets(drip(10), &["--timeout", "0.5"]), 7, UNKNOWN);
+        is_state(&patch_meets(drip(40), &["--timeout", "1.5"]), 7, UNKNOWN);
         let stand = Stand::script(vec![
             Step::Request("GET token", vec![Act::Drip(reply("token-200"), Duration::ZERO)]),
             look(),
@@ -388,15 +388,15 @@ mod time {
 
     #[test]
     fn the_revoke_has_its_attempt_where_the_time_is_up() {
-        let late = || vec![Act::Sleep(Duration::from_millis(700)), Act::Send(reply("delete-200"))];
+        let late = || vec![Act::Sleep(Duration::from_millis(1700)), Act::Send(reply("delete-200"))];
         let mut script = good_run();
         script[3] = Step::Request("DELETE revoke", late());
         let stand = Stand::script(script);
-        run(rotate(&stand).args(["-q", "--timeout", "0.5"])).is(0, &line(), &[]);
+        run(rotate(&stand).args(["-q", "--timeout", "1.5"])).is(0, &line(), &[]);
 
         // Alone, it has the time that it was given.
         let stand = Stand::script(signed_in([Step::Request("DELETE revoke", late())]));
-        let done = run(rotate(&stand).args(["--only", "revoke", "--timeout", "0.5"]));
+        let done = run(rotate(&stand).args(["--only", "revoke", "--timeout", "1.5"]));
         is_state(&done, 4, UNCHANGED);
     }
 
@@ -405,7 +405,7 @@ mod time {
         let mut script = good_run();
         script[3] = Step::Request("DELETE revoke", vec![Act::Hang]);
         let stand = Stand::script(script);
-        let done = run(rotate(&stand).args(["--timeout", "0.5"]));
+        let done = run(rotate(&stand).args(["--timeout", "1.5"]));
         assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
         assert!(done.error().contains(": timed out during [DELETE revoke] at 127.0.0.1; "), "{done}");
     }
@@ -420,7 +420,7 @@ mod time {
             Step::Request("DELETE revoke", late(reply("delete-403-unsigned"))),
             Step::Request("GET token", late(reply("token-200"))),
         ]);
-        let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.5"]));
+        let done = run(rotate(&stand).env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "1.5"]));
         assert_eq!((done.status, done.stdout.as_str()), (Some(5), line().as_str()), "{done}");
         assert!(done.error().contains(": timed out during [GET token] at 127.0.0.1; "), "{done}");
     }

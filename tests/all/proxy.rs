@@ -214,7 +214,7 @@ fn a_slow_proxy_is_held_to_the_limit() {
     let scene = Scene::new(vec![]);
     let proxy = scene.proxy(Then::Answer(endless.into_bytes(), Duration::from_millis(50)));
     let value = format!("http://{}", proxy.at);
-    let done = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.5"]));
+    let done = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "1.5"]));
     assert_eq!(done.status, Some(4), "{done}");
     assert!(
         done.error().contains(&format!(

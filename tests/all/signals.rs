@@ -223,7 +223,7 @@ fn an_inherited_alarm_does_no_harm() {
         let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
         let mut command = rotate(&stand);
         inherit(&mut command);
-        let done = run::run(command.args(["-q", "--timeout", "0.5"]));
+        let done = run::run(command.args(["-q", "--timeout", "1.5"]));
         done.is(
             7,
             "",

@@ -84,7 +84,7 @@ fn a_close_that_came_with_the_last_reply_is_no_fault_of_the_next_request() {
 fn what_comes_in_the_wait_for_another_attempt_is_none_either() {
     for (tls, close) in [(true, true), (true, false), (false, true), (false, false)] {
         let (_folder, certificates, ca) = run::authority();
-        let busy = Act::Send(http("429 ", "X-RateLimit-Reset: 100000000", ""));
+        let busy = Act::Send(http("429 ", "X-RateLimit-Reset: 1000000000", ""));
         let stale = if close { Act::Close } else { Act::Send(reply("patch-404-unknown")) };
         let mut script = good_run();
         script.insert(
