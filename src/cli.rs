@@ -1,7 +1,7 @@
 //! Arguments and environment, read into [`Options`]. Pure: both are parameters.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lexopt::prelude::*;
@@ -108,6 +108,16 @@ pub enum Source<T> {
     Given(T),
     /// In the file that its `_FILE` variable names.
     InFile(PathBuf),
+}
+
+impl<T> Source<T> {
+    /// The file that it is in, if any.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Source::Given(_) => None,
+            Source::InFile(path) => Some(path),
+        }
+    }
 }
 
 /// The steps to do.

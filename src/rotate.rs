@@ -127,11 +127,11 @@ impl<'a> Job<'a> {
         let output = Output::open(&self.options.destination, &env).map_err(|error| {
             Error::usage(format!("can't {cant} {name}: {}", self.portal.redact(&io_message(&error))))
         })?;
-        match &self.options.key {
-            Source::InFile(key) if output.is_at(key) => {
-                Err(Error::usage("the output is the file that holds the key"))
-            }
-            _ => Ok(output),
+        let cacert = self.options.cacert.as_ref().map(|(path, _)| path.as_path());
+        let read = [self.options.key.file(), self.options.client.file(), cacert];
+        match read.into_iter().flatten().any(|path| output.is_at(path)) {
+            true => Err(Error::usage(format!("{name} is a file that this run reads"))),
+            false => Ok(output),
         }
     }
 

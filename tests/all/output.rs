@@ -13,9 +13,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::portal::{
-    Act, SECRET, Stand, Step, good_run, held, http, json, line, looked, on, reply, signed_in,
+    Act, CLIENT, Certificates, SECRET, Stand, Step, good_run, held, http, json, line, looked, on, reply,
+    signed_in,
 };
-use crate::run::{self, Folder, finish, rotate, run, start};
+use crate::run::{self, Folder, finish, program, rotate, run, start};
 
 fn regenerate_alone() -> Stand {
     Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]))
@@ -281,23 +282,33 @@ fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
 }
 
 #[test]
-fn the_key_is_not_overwritten() {
+fn what_a_run_reads_is_not_overwritten() {
     let folder = Folder::new();
     let key = folder.file("key", crate::portal::KEY);
     let (link, hard_link) = (folder.path("link"), folder.path("hard-link"));
     symlink(&key, &link).unwrap();
     fs::hard_link(&key, &hard_link).unwrap();
-    let error = "docspace-rotate: the output is the file that holds the key; nothing was sent; see --help";
+    let error = |output: &str| {
+        format!("docspace-rotate: {output} is a file that this run reads; nothing was sent; see --help")
+    };
     let stand = Stand::script(vec![]);
     for output in [&key, &link, &hard_link] {
         let mut command = to(&stand, output);
         command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
-        run(&mut command).is(2, "", &[error]);
+        run(&mut command).is(2, "", &[&error(&format!("--output {}", output.display()))]);
     }
     let mut command = in_shell(&stand, &format!("1<> {}", key.display()));
     command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &key);
-    run(&mut command).is(2, "", &[error]);
+    run(&mut command).is(2, "", &[&error("stdout")]);
     assert_eq!(fs::read_to_string(&key).unwrap(), crate::portal::KEY);
+
+    let (id, ca) = (folder.file("id", CLIENT), folder.file("ca", Certificates::new().ca_pem));
+    for output in [&id, &ca] {
+        let mut command = program();
+        command.args(["-u", &stand.url(), "-o"]).arg(output).env("DOCSPACE_API_KEY", crate::portal::KEY);
+        command.env("DOCSPACE_CLIENT_ID_FILE", &id).env("SSL_CERT_FILE", &ca);
+        run(&mut command).is(2, "", &[&error(&format!("--output {}", output.display()))]);
+    }
 }
 
 /// Lets no file of the program grow beyond so many bytes.
