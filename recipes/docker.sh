@@ -14,7 +14,7 @@
 set -eu
 umask 077
 # The file has to be there: Docker would make a directory of that name, and the run would end with 2 and
-# "can't write to --output /client-secret: Is a directory".
+# "can't write to --output /client-secret: Is a directory". A run without a new secret leaves it as it is.
 touch client-secret
 exec docker run --rm --name docspace-rotate --stop-timeout 60 \
   --read-only --cap-drop=ALL --security-opt=no-new-privileges --user "$(id -u):$(id -g)" \

@@ -313,7 +313,7 @@ fn check(seed: u64, tls: &Tls) -> bool {
     }
     let done = finish(&command, child);
     let late = ["timed out", "would exceed the time limit"].iter().any(|words| done.error().contains(words));
-    if late && done.status != Some(status.into()) {
+    if late && (done.status != Some(status.into()) || stand.complaint().is_some()) {
         stand.need_no_more();
         return false;
     }

@@ -160,21 +160,35 @@ fn github_actions() {
 #[test]
 fn gitlab_ci() {
     let script = documents("gitlab-ci.yml")[0]["rotate"]["script"][0].as_str().unwrap().to_owned();
-    // Writes a body and says the status that is its turn; `none` is no connection.
-    let curl = "for word in \"$@\"; do case $word in @*/header) token=$(cat \"${word#@}\") ;; *secret-*) exit 99 ;; esac; done\n\
+    // Writes a body and says the status that is its turn; `none` is no connection, and `html` a page of another's.
+    let curl = "for word in \"$@\"; do case $word in\n\
+        @*/header) token=$(cat \"${word#@}\") ;; */DOCSPACE*) name=${word##*/} ;; *secret-*) exit 99 ;; esac; done\n\
         [ \"$token\" = 'PRIVATE-TOKEN: token-of-the-store' ] || exit 98\n\
         set -- $CODES - - -; shift $((n - 1))\n\
         [ $1 = none ] && exit 7\n\
         [ $n = 1 ] || cat > $here/stored.$n\n\
-        echo \"an answer with status $1\" > $work/answer\n\
+        [ $n = \"$SLOW\" ] && sleep 1\n\
+        case $1 in\n\
+        html) echo '<html>DOCSPACE_CLIENT_SECRET' > $work/answer; set -- 200 ;;\n\
+        2*) echo '{\"key\":\"'$name'\",\"value\":\"token-of-the-store\"}' > $work/answer ;;\n\
+        304) ;;\n\
+        *) echo \"an answer with status $1\" > $work/answer ;; esac\n\
         printf %s $1";
-    let run_with = |shell_words: &[&str], steps: Vec<Step>, codes: &str| {
+    let job = |shell_words: &[&str], steps: Vec<Step>, codes: &str| {
         let (path, stand) = (path_with("curl", curl), Stand::script(steps));
         let mut command = shell(shell_words, &path, &stand);
         command.arg("-c").arg(&script).env("CODES", codes).env("VARIABLES_TOKEN", "token-of-the-store");
         command.env("CI_API_V4_URL", "https://gitlab.invalid/api/v4").env("CI_PROJECT_ID", "7");
         command.env("TMPDIR", path.as_ref());
+        (command, path, stand)
+    };
+    let run_with = |shell_words: &[&str], steps: Vec<Step>, codes: &str| {
+        let (mut command, path, stand) = job(shell_words, steps, codes);
         (log_of(&mut command), path, stand)
+    };
+    // Nothing is left of the token.
+    let is_clean = |path: &Folder| {
+        assert!(path.names().iter().all(|name| !name.starts_with("tmp")), "{:?}", path.names());
     };
     for words in shells() {
         for (status, steps, secret) in runs() {
@@ -189,20 +203,36 @@ fn gitlab_ci() {
             assert!(all[1].ends_with(&put), "{arguments}");
             let put = format!("-X PUT {variable}_CLIENT_SECRET --data-urlencode value@- -d masked=true");
             assert_eq!(all.get(2).is_some_and(|line| line.ends_with(&put)), secret, "{arguments}");
-            // Nothing is left of the token.
-            assert!(path.names().iter().all(|name| !name.starts_with("tmp")), "{:?}", path.names());
+            is_clean(&path);
         }
-        for code in ["404", "401", "403", "302", "none", "201"] {
-            let said = format!("an answer with status {code}\nGitLab answered ");
+        for (code, shown) in
+            [("404", true), ("401", true), ("403", true), ("302", true), ("201", false), ("304", false)]
+                .into_iter()
+                .chain([("html", false), ("none", false)])
+        {
             // The variable is not there, or the token may not write: nothing changes.
             for codes in [code.to_owned(), format!("200 {code}")] {
-                let (done, _path, stand) = run_with(&words, vec![], &codes);
+                let (done, path, stand) = run_with(&words, vec![], &codes);
                 assert_eq!((done.status, stand.connections()), (Some(1), 0), "{codes} {done}");
-                assert_eq!(done.stderr.contains(&said), !matches!(code, "none" | "201"), "{done}");
+                assert_eq!(done.stderr.contains("an answer with status "), shown, "{done}");
+                let said = done.stderr.contains("GitLab answered ");
+                assert_eq!(said, code != "none", "{done}");
+                is_clean(&path);
             }
             let (done, _path, _stand) = run_with(&words, lost(), &format!("200 200 {code}"));
             assert_eq!(done.status, Some(6), "{code} {done}");
         }
+        // A job that is cancelled while GitLab takes the secret, by a signal to all of it.
+        let (mut command, path, _stand) = job(&words, lost(), "200 200 200");
+        let child = run::start(command.env("SLOW", "3").process_group(0));
+        while read(&path, "stored.3").is_none_or(|text| text.is_empty()) {}
+        // SAFETY: a plain system call, to a group whose leader is not yet waited for.
+        assert_eq!(unsafe { libc::kill(-(child.id() as i32), libc::SIGTERM) }, 0);
+        let done = Run::of(&command, &child.wait_with_output().unwrap());
+        assert_eq!(done.status, Some(143), "{done}");
+        assert!(done.stderr.contains("ended by SIGTERM") && done.stderr.contains("is handed over"), "{done}");
+        assert_eq!(read(&path, "stored.3").as_deref(), Some(SECRET));
+        is_clean(&path);
     }
 }
 
@@ -428,7 +458,8 @@ fn cron() {
     let run_with = |path: &Folder, stand: &Stand| {
         let variables =
             format!("DOCSPACE_BASE_URL={} DOCSPACE_CLIENT_ID={CLIENT} DOCSPACE_API_KEY={KEY}", stand.url());
-        path.file("env", format!("export {variables}"));
+        // The last command of such a file may well end with 1.
+        path.file("env", format!("export {variables}\n[ -n \"$HTTPS_PROXY\" ] && export HTTPS_PROXY\n"));
         job(path, "env")
     };
     let mail = |status| match status {
@@ -447,12 +478,16 @@ fn cron() {
         assert!(log.lines().next().unwrap().contains(" UTC ") && !log.contains(SECRET), "{log}");
         assert!(log.contains("[GET token] Status: "), "{log}");
     }
-    // 66 without the folder of the lock, and 1 while another run holds it.
+    // 66 without the folder of the lock, 69 without the program, and 1 while another run holds the lock.
     let (path, stand) = (path_with("unused", ""), Stand::script(vec![]));
     let log = || read(&path, "log").unwrap_or_default();
     assert!(run_with(&path, &stand).stdout.starts_with(&mail(66)));
     assert!(log().contains("flock: "), "{}", log());
     fs::create_dir(path.path("locks")).unwrap();
+    fs::rename(path.path("docspace-rotate"), path.path("elsewhere")).unwrap();
+    assert!(run_with(&path, &stand).stdout.starts_with(&mail(69)));
+    assert!(log().contains("/docspace-rotate: "), "{}", log());
+    fs::rename(path.path("elsewhere"), path.path("docspace-rotate")).unwrap();
     fs::remove_file(path.path("log")).unwrap();
     let flock = |option| {
         let mut command = Command::new("flock");
@@ -511,9 +546,14 @@ fn release_notes() {
     }
     let file = path.file("script", steps.last().unwrap()["run"].as_str().unwrap());
     let stand = Stand::script(vec![]);
-    let mut command = shell(&["bash", "-e", file.to_str().unwrap()], &path, &stand);
     let version = env!("CARGO_PKG_VERSION");
-    let done = log_of(command.current_dir(work.as_ref()).env("GITHUB_REF_NAME", format!("v{version}")));
+    let publish = || {
+        // As the runner does where the shell is named.
+        let words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", file.to_str().unwrap()];
+        let mut command = shell(&words, &path, &stand);
+        log_of(command.current_dir(work.as_ref()).env("GITHUB_REF_NAME", format!("v{version}")))
+    };
+    let done = publish();
     assert_eq!(done.status, Some(0), "{done}");
     let arguments = read(&path, "arguments").unwrap();
     assert!(arguments.starts_with(&format!("release create v{version} --verify-tag ")), "{arguments}");
@@ -523,6 +563,11 @@ fn release_notes() {
     assert!(notes.starts_with(&format!("## {version}\n")) && !notes.contains("## 0.1.0"), "{notes}");
     assert!(notes.contains("-- COMMAND") && notes.contains("    0123  x86_64\n"), "{notes}");
     assert!(notes.contains("    4567  arm64\n"), "{notes}");
+
+    assert_eq!(workflow["defaults"]["run"]["shell"].as_str(), Some("bash"));
+    fs::write(work.path("dist-ubuntu-24.04/docspace-rotate-x.tar.gz"), "cut short").unwrap();
+    let cut = publish();
+    assert!(cut.status != Some(0) && read(&path, "arguments") == Some(arguments), "{cut}");
 }
 
 /// What names a version names this one.
