@@ -251,7 +251,9 @@ impl Arguments {
         let client = match self.client {
             Some(client) => Source::Given(("CLIENT_ID", client)),
             None => source("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE")?.ok_or_else(|| {
-                Error::usage("CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID")
+                Error::usage(
+                    "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID, or name a file that holds it in DOCSPACE_CLIENT_ID_FILE",
+                )
             })?,
         };
         let client = match client {
@@ -481,7 +483,11 @@ mod tests {
         let http = [("DOCSPACE_BASE_URL", "http://127.0.0.1.invalid")];
         let long = "x".repeat(129);
         for (args, more, line) in [
-            (&[][..], &[][..], "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID"),
+            (
+                &[][..],
+                &[][..],
+                "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID, or name a file that holds it in DOCSPACE_CLIENT_ID_FILE",
+            ),
             (
                 &[],
                 &[("DOCSPACE_CLIENT_ID", "a/b")],

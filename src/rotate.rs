@@ -302,7 +302,7 @@ impl Job<'_> {
     /// Waits before the next attempt; ends the call where that would pass the deadline.
     fn wait(&self, call: Call, attempt: u32, outcome: &Outcome) -> Result<(), Error> {
         let wait = retry::wait(attempt, outcome.as_ref().ok());
-        let seconds = wait.as_secs_f64();
+        let seconds = wait.as_millis() as f64 / 1e3;
         if Instant::now() + wait >= self.deadline {
             if outcome.is_ok() {
                 self.log(&summarize(call, outcome));

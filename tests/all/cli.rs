@@ -136,7 +136,7 @@ fn mistakes_send_nothing() {
 #[test]
 fn a_missing_client_or_address_is_named() {
     let missing = run(program().env("DOCSPACE_BASE_URL", "https://portal.invalid"));
-    missing.is(2, "", &["docspace-rotate: CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID; nothing was sent; see --help"]);
+    missing.is(2, "", &["docspace-rotate: CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID, or name a file that holds it in DOCSPACE_CLIENT_ID_FILE; nothing was sent; see --help"]);
     let missing = run(program().arg(CLIENT));
     missing.is(2, "", &["docspace-rotate: the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL; nothing was sent; see --help"]);
 }

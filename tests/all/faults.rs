@@ -167,7 +167,7 @@ mod repeats {
 
     /// A 429 whose limit ends in 20 ms, as the identity service has it.
     fn busy() -> Vec<u8> {
-        http("429 ", "X-Ratelimit-Remaining: 0\r\nX-Ratelimit-Reset: 20000000", "")
+        http("429 ", "X-Ratelimit-Remaining: 0\r\nX-Ratelimit-Reset: 20717287", "")
     }
 
     #[test]
