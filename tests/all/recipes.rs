@@ -2,14 +2,17 @@
 //! take a secret and that refuse it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use docspace_rotate::cli::HELP;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::portal::{Act, CLIENT, KEY, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply};
+use crate::portal::{
+    Act, CLIENT, KEY, LOG, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply,
+};
 use crate::run::{self, Folder, Run, run};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
@@ -60,8 +63,8 @@ fn path_with(name: &str, script: &str) -> Folder {
 
 /// A shell with nothing but that PATH and a setting for the program.
 fn shell(words: &[&str], path: &Folder, stand: &Stand) -> Command {
-    let mut command = Command::new(words[0]);
-    command.env_clear().stdin(Stdio::null()).args(&words[1..]);
+    let mut command = run::command(words[0]);
+    command.args(&words[1..]);
     command.env("PATH", format!("{}:/usr/bin:/bin", path.as_ref().display()));
     command
         .env("DOCSPACE_BASE_URL", stand.url())
@@ -125,6 +128,10 @@ fn github_actions() {
     assert_eq!(steps[0]["with"]["persist-credentials"].as_bool(), Some(false));
     let (_, commit) = steps[0]["uses"].as_str().unwrap().split_once('@').unwrap();
     assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{commit}");
+    let env = "{DOCSPACE_BASE_URL: \"${{ vars.DOCSPACE_BASE_URL }}\", DOCSPACE_CLIENT_ID: \"${{ vars.DOCSPACE_CLIENT_ID }}\", \
+         DOCSPACE_API_KEY: \"${{ secrets.DOCSPACE_API_KEY }}\", GH_TOKEN: \"${{ secrets.SECRETS_TOKEN }}\", \
+         GH_REPO: \"${{ github.repository }}\"}";
+    assert_eq!(steps[2]["env"], YamlLoader::load_from_str(env).unwrap()[0]);
     let script = steps[2]["run"].as_str().unwrap();
     let gh =
         "[ $n = \"$REFUSE\" ] && { echo 'HTTP 403' >&2; exit 1; }\n[ $n = 1 ] || exec cat > $here/stored";
@@ -225,7 +232,7 @@ fn gitlab_ci() {
         // A job that is cancelled while GitLab takes the secret, by a signal to all of it.
         let (mut command, path, _stand) = job(&words, lost(), "200 200 200");
         let child = run::start(command.env("SLOW", "3").process_group(0));
-        while read(&path, "stored.3").is_none_or(|text| text.is_empty()) {}
+        run::wait_until(|| read(&path, "stored.3").as_deref() == Some(SECRET));
         // SAFETY: a plain system call, to a group whose leader is not yet waited for.
         assert_eq!(unsafe { libc::kill(-(child.id() as i32), libc::SIGTERM) }, 0);
         let done = Run::of(&command, &child.wait_with_output().unwrap());
@@ -237,7 +244,7 @@ fn gitlab_ci() {
 }
 
 /// The pod specification of the recipe's job, and the rule for its failures.
-fn job(name: &str) -> (Yaml, Yaml) {
+fn pod_of(name: &str) -> (Yaml, Yaml) {
     let documents = documents(name);
     let job = documents.iter().find(|document| !document["spec"].is_badvalue()).unwrap();
     let spec = &job["spec"];
@@ -252,7 +259,7 @@ fn kubernetes() {
         ("kubernetes.yaml", "docspace-client", "FailJob"),
         ("kubernetes-many.yaml", "docspace-clients", "FailIndex"),
     ] {
-        let (pod, rule) = job(name);
+        let (pod, rule) = pod_of(name);
         assert_eq!(rule["action"].as_str(), Some(action));
         assert_eq!(rule["onExitCodes"]["operator"].as_str(), Some("NotIn"));
         assert_eq!(rule["onExitCodes"]["values"], YamlLoader::load_from_str("[0, 4]").unwrap()[0]);
@@ -266,12 +273,28 @@ fn kubernetes() {
         assert_eq!(locked["capabilities"]["drop"][0].as_str(), Some("ALL"));
         // The account may do what the script does, and no more.
         let all = documents(name);
-        let rules = &all.iter().find(|document| document["kind"].as_str() == Some("Role")).unwrap()["rules"];
-        assert_eq!(rules[1]["resourceNames"][0].as_str(), Some(secret_name));
-        let account = pod["serviceAccountName"].as_str();
-        assert!(all.iter().any(
-            |d| d["kind"].as_str() == Some("RoleBinding") && d["subjects"][0]["name"].as_str() == account
-        ));
+        let of = |kind: &str| all.iter().find(|document| document["kind"].as_str() == Some(kind)).unwrap();
+        let rules = format!(
+            "[{{apiGroups: [\"\"], resources: [secrets], verbs: [get, patch], resourceNames: [{secret_name}]}}]"
+        );
+        assert_eq!(of("Role")["rules"], YamlLoader::load_from_str(&rules).unwrap()[0]);
+        let account = &pod["serviceAccountName"];
+        let binding = of("RoleBinding");
+        for named in [&of("ServiceAccount")["metadata"], &of("Role")["metadata"], &binding["roleRef"]] {
+            assert_eq!(named["name"], *account);
+        }
+        assert_eq!(binding["subjects"][0]["name"], *account);
+        // Each mount has its volume, and each file of a variable its mount.
+        let named = |list: &Yaml| -> Vec<Yaml> {
+            list.as_vec().unwrap().iter().map(|entry| entry["name"].clone()).collect()
+        };
+        assert_eq!(named(&container["volumeMounts"]), named(&pod["volumes"]));
+        for entry in container["env"].as_vec().unwrap() {
+            let (name, value) = (entry["name"].as_str().unwrap(), entry["value"].as_str().unwrap());
+            let mut mounts = container["volumeMounts"].as_vec().unwrap().iter();
+            let mounted = mounts.any(|mount| value.starts_with(mount["mountPath"].as_str().unwrap()));
+            assert_eq!(mounted, name.ends_with("_FILE"), "{name}");
+        }
 
         assert_eq!(container["command"], YamlLoader::load_from_str("[sh, -ec]").unwrap()[0]);
         let script = container["args"][0].as_str().unwrap();
@@ -313,14 +336,12 @@ fn kubernetes() {
                 let arguments = read(&path, "arguments").unwrap();
                 let all: Vec<&str> = arguments.lines().collect();
                 assert_eq!((all[0], all.len()), (create.as_str(), if secret { 4 } else { 2 }), "{arguments}");
-                assert!(
-                    all[1].starts_with("apply --server-side --f") && all[1].ends_with(" --dry-run=server")
-                );
-                if action == "FailIndex" {
-                    assert!(all[1].contains(&format!("--field-manager={CLIENT} ")), "{arguments}");
-                }
+                let patch =
+                    format!("patch secret {secret_name} --patch-file={}", path.path("secret").display());
+                assert_eq!(all[1], format!("{patch} --dry-run=server"));
+                assert!(all.get(3).is_none_or(|last| *last == patch), "{arguments}");
             }
-            // Without the rights, or with an immutable Secret, nothing changes.
+            // Without the rights, without the Secret, or with an immutable one, nothing changes.
             for refuse in ["1", "2"] {
                 let (done, _path, stand) = run_with(&words, vec![], refuse);
                 assert_eq!((done.status, stand.connections()), (Some(1), 0), "{done}");
@@ -332,7 +353,7 @@ fn kubernetes() {
             // Ended before the program runs, which is then not begun, and while it does.
             let (mut command, path, stand) = job(&words, vec![]);
             let child = run::start(command.env("SLOW", "2"));
-            while read(&path, "arguments").is_none_or(|arguments| arguments.lines().count() < 2) {}
+            run::wait_until(|| read(&path, "arguments").is_some_and(|all| all.lines().count() == 2));
             run::send(&child, libc::SIGTERM);
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
             assert_eq!(stand.connections(), 0);
@@ -397,6 +418,10 @@ fn docker() {
             arguments.contains(" --read-only --cap-drop=ALL --security-opt=no-new-privileges "),
             "{arguments}"
         );
+        let start = "run --rm --name docspace-rotate --stop-timeout 60 --read-only ";
+        let user = fs::metadata(path.path("client-secret")).unwrap();
+        let user = format!(" --user {}:{} --env-file docspace.env ", user.uid(), user.gid());
+        assert!(arguments.starts_with(start) && arguments.contains(&user), "{arguments}");
         assert!(arguments.ends_with(" --verify --no-newline --output /client-secret\n"), "{arguments}");
     }
 }
@@ -495,7 +520,7 @@ fn cron() {
         command
     };
     let mut holder = flock("--close").args(["sleep", "20"]).spawn().unwrap();
-    while flock("--nonblock").arg("true").status().unwrap().success() {}
+    run::wait_until(|| !flock("--nonblock").arg("true").status().unwrap().success());
     assert!(run_with(&path, &stand).stdout.starts_with(&mail(1)));
     assert_eq!(log().lines().count(), 1, "{}", log());
     holder.kill().unwrap();
@@ -509,6 +534,65 @@ fn cron() {
     let done = job(&path, "no-env");
     assert!(done.stderr.contains("/no-env: ") && done.status == Some(2), "{done}");
     assert_eq!(stand.connections(), 0);
+}
+
+/// What no stand-in for a store shows, as the machines that read these files are not here.
+#[test]
+fn settings_of_the_engines() {
+    let one_at_a_time = "concurrency: { group: docspace-rotate, cancel-in-progress: false }";
+    let settings: [(&str, &[&str]); 5] = [
+        ("recipes/github-actions.yml", &[one_at_a_time, "permissions: { contents: read }"]),
+        ("recipes/gitlab-ci.yml", &["resource_group: docspace-rotate", "timeout: 15 minutes"]),
+        (
+            "recipes/kubernetes.yaml",
+            &[
+                "concurrencyPolicy: Forbid",
+                "restartPolicy: Never",
+                "terminationGracePeriodSeconds: 160",
+                "runAsUser: 65534",
+            ],
+        ),
+        (
+            "recipes/kubernetes-many.yaml",
+            &[
+                "completionMode: Indexed",
+                "backoffLimitPerIndex: 2",
+                "restartPolicy: Never",
+                "terminationGracePeriodSeconds: 160",
+                "runAsUser: 65534",
+                "- { name: client-ids, configMap: { name: docspace-client-ids } }",
+                "metadata: { name: docspace-client-ids }",
+            ],
+        ),
+        ("Dockerfile", &["FROM scratch", "USER 65534:65534", "ENTRYPOINT [\"/docspace-rotate\"]"]),
+    ];
+    for (name, lines) in settings {
+        let text = fs::read_to_string(format!("{HERE}/{name}")).unwrap();
+        for line in lines {
+            assert!(text.lines().any(|there| there.trim() == *line), "{name}: {line}");
+        }
+    }
+}
+
+/// The README has all that `--help` and the log have.
+#[test]
+fn the_readme_tells_what_the_program_does() {
+    let readme = fs::read_to_string(format!("{HERE}/README.md")).unwrap();
+    let words = HELP.split(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)));
+    let named =
+        words.filter(|word| word.starts_with("--") && word.len() > 2 || word.starts_with("DOCSPACE_"));
+    let statuses =
+        HELP.lines().filter_map(|line| line.strip_prefix("  ")?.split_once("  ")?.0.parse::<u8>().ok());
+    let wanted: Vec<String> = named
+        .map(str::to_owned)
+        .chain(statuses.map(|status| format!("| {status} | ")))
+        .chain(LOG.map(|line| format!("    {line}\n")))
+        .chain(["default 120 |".to_owned(), "    The new secret is live.\n".to_owned()])
+        .collect();
+    assert!(wanted.len() > 30, "{wanted:?}");
+    for wanted in wanted {
+        assert!(readme.contains(&wanted), "{wanted}");
+    }
 }
 
 /// The README's table names each recipe, and no other file.

@@ -15,9 +15,14 @@ use std::time::Duration;
 
 use crate::portal::{BEARER, CLIENT, Certificates, KEY, SECRET, SIGNATURE, Stand};
 
-/// The program, with an empty environment, and with no signal ignored whatever runs the tests.
+/// The program, with an empty environment.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_docspace-rotate"));
+    command(env!("CARGO_BIN_EXE_docspace-rotate"))
+}
+
+/// A command with an empty environment, and with no signal ignored whatever runs the tests.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().stdin(Stdio::null());
     // SAFETY: signal(2) may be called between fork and exec.
     unsafe {
@@ -155,8 +160,22 @@ pub fn process_1(parent: &Child) -> i32 {
     inner.parse().unwrap()
 }
 
-/// Says past the test runner, which swallows what a test prints, that something was not tested.
+/// Waits until something is so.
+#[track_caller]
+pub fn wait_until(mut so: impl FnMut() -> bool) {
+    for _ in 0..20_000 {
+        if so() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("not so after 20 s");
+}
+
+/// Says past the test runner, which swallows what a test prints, that something was not tested. The project's own
+/// workflows run on machines that have it all.
 pub fn skipped(what: &str, why: &str) {
+    assert!(std::env::var_os("GITHUB_ACTIONS").is_none(), "{what}: {why}");
     let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
 }
 
