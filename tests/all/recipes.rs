@@ -385,7 +385,7 @@ fn kubernetes_mounts_each_index_its_own_client() {
 fn docker() {
     // Takes the environment and the mount from its arguments, as docker would, and runs the program.
     let docker = "while [ $# -gt 0 ]; do case $1 in\n\
-        --env-file) . ./$2; export DOCSPACE_BASE_URL DOCSPACE_CLIENT_ID DOCSPACE_API_KEY; shift 2 ;;\n\
+        --env-file) while read -r line; do export \"$line\"; done < $2; shift 2 ;;\n\
         --user) shift 2 ;;\n\
         -v) mount=${2%%:*}; [ -d $mount ] && exit 125; shift 2 ;;\n\
         docspace-rotate:*) shift; break ;;\n\
@@ -403,7 +403,7 @@ fn docker() {
                 _ => line,
             })
             .collect();
-        path.file("docspace.env", lines.join("\n"));
+        path.file("docspace.env", lines.join("\n") + "\n");
         let mut command = shell(&["sh", &format!("{HERE}/recipes/docker.sh")], &path, &stand);
         for variable in ["DOCSPACE_BASE_URL", "DOCSPACE_CLIENT_ID", "DOCSPACE_API_KEY"] {
             command.env_remove(variable);
@@ -418,7 +418,7 @@ fn docker() {
             arguments.contains(" --read-only --cap-drop=ALL --security-opt=no-new-privileges "),
             "{arguments}"
         );
-        let start = "run --rm --name docspace-rotate --stop-timeout 60 --read-only ";
+        let start = "run --rm --name docspace-rotate --read-only ";
         let user = fs::metadata(path.path("client-secret")).unwrap();
         let user = format!(" --user {}:{} --env-file docspace.env ", user.uid(), user.gid());
         assert!(arguments.starts_with(start) && arguments.contains(&user), "{arguments}");
