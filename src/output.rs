@@ -136,10 +136,13 @@ impl Output {
         }
     }
 
-    /// Whether the path leads to this output.
+    /// Whether the path leads to this output, where writing would overwrite what is there: to a terminal, say,
+    /// it does not.
     pub fn is_at(&self, path: &Path) -> bool {
         match self {
-            Output::Stdout(file) | Output::Existing(file, _) => is_at(file, path),
+            Output::Stdout(file) | Output::Existing(file, _) => {
+                file.metadata().is_ok_and(|file| file.is_file()) && is_at(file, path)
+            }
             Output::New(_) | Output::Command(..) => false,
         }
     }

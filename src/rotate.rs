@@ -129,10 +129,10 @@ impl<'a> Job<'a> {
         })?;
         let cacert = self.options.cacert.as_ref().map(|(path, _)| path.as_path());
         let read = [self.options.key.file(), self.options.client.file(), cacert];
-        match read.into_iter().flatten().any(|path| output.is_at(path)) {
-            true => Err(Error::usage(format!("{name} is a file that this run reads"))),
-            false => Ok(output),
+        if read.into_iter().flatten().any(|path| output.is_at(path)) {
+            return Err(Error::usage(format!("{name} is a file that this run reads")));
         }
+        Ok(output)
     }
 
     fn output_name(&self) -> String {

@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -279,6 +279,34 @@ fn dev_stdout_is_stdout_and_not_its_file_opened_anew() {
         let wanted = if redirection == ">>" { format!("before\n{}", line()) } else { line() };
         assert_eq!(text, wanted);
     }
+}
+
+/// Nothing is overwritten there.
+#[test]
+fn a_terminal_may_be_read_and_written() {
+    let open = |path: &str| {
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap()
+    };
+    let mut master = open("/dev/ptmx");
+    let mut number = 0;
+    // SAFETY: plain system calls on an open descriptor, and a number that is there to be written.
+    unsafe {
+        assert_eq!(libc::unlockpt(master.as_raw_fd()), 0);
+        assert_eq!(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &mut number), 0);
+    }
+    let slave = open(&format!("/dev/pts/{number}"));
+    let stand = Stand::script(good_run());
+    let mut command = rotate(&stand);
+    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", "/dev/stdin");
+    command.stdin(slave.try_clone().unwrap()).stdout(slave).stderr(Stdio::piped());
+    write!(master, "{}\n\x04", crate::portal::KEY).unwrap();
+    let child = command.spawn().unwrap();
+    let done = finish(&command, child);
+    assert_eq!(done.status, Some(0), "{done}");
+    let mut text = [0; 4096];
+    let length = master.read(&mut text).unwrap();
+    let text = String::from_utf8_lossy(&text[..length]);
+    assert!(text.ends_with(&format!("{SECRET}\r\n")), "{text:?}");
 }
 
 #[test]
