@@ -6,7 +6,7 @@
 #   DOCSPACE_CLIENT_ID=27d1f5ac-11da-4592-828d-1bd6e6212e9d
 #   DOCSPACE_API_KEY=sk-...
 #
-# `docker inspect` shows the key while the run lasts. With the key in a file it does not:
+# `docker inspect` shows the key while the run lasts. With the key in a file, and not in docspace.env, it does not:
 # -e DOCSPACE_API_KEY_FILE=/key -v "$PWD/docspace-key:/key:ro". If the user of the container can't read it, the run
 # ends with 2 and 'the file that it names can't be read: Permission denied'.
 #

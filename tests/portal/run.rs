@@ -169,13 +169,13 @@ pub fn wait_until(mut so: impl FnMut() -> bool) {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    panic!("not so after 20 s");
+    panic!("not so after 20,000 looks");
 }
 
-/// Says past the test runner, which swallows what a test prints, that something was not tested. The project's own
-/// workflows run on machines that have it all.
+/// Says past the test runner, which swallows what a test prints, that something was not tested. The project's
+/// workflows have all that the tests need, and say so.
 pub fn skipped(what: &str, why: &str) {
-    assert!(std::env::var_os("GITHUB_ACTIONS").is_none(), "{what}: {why}");
+    assert!(std::env::var_os("DOCSPACE_ROTATE_SKIP_NOTHING").is_none(), "{what}: {why}");
     let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
 }
 
