@@ -11,7 +11,7 @@ use docspace_rotate::cli::HELP;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::portal::{
-    Act, CLIENT, KEY, LOG, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply,
+    Act, CLIENT, KEY, LOG, SECRET, SIGNATURE, Stand, Step, good_run, http, looked, on, reply, wait_until,
 };
 use crate::run::{self, Folder, Run, run};
 
@@ -24,6 +24,22 @@ fn recipe(name: &str) -> String {
 
 fn documents(name: &str) -> Vec<Yaml> {
     YamlLoader::load_from_str(&recipe(name)).unwrap()
+}
+
+/// The one document of a text.
+fn yaml(text: &str) -> Yaml {
+    YamlLoader::load_from_str(text).unwrap().remove(0)
+}
+
+/// The document of this kind.
+fn of_kind<'a>(documents: &'a [Yaml], kind: &str) -> &'a Yaml {
+    documents.iter().find(|document| document["kind"].as_str() == Some(kind)).unwrap()
+}
+
+/// The value of a container's variable.
+fn variable<'a>(container: &'a Yaml, name: &str) -> Option<&'a str> {
+    let mut all = container["env"].as_vec().unwrap().iter();
+    all.find(|entry| entry["name"].as_str() == Some(name))?["value"].as_str()
 }
 
 /// What each status of a run looks like, and whether there is a new secret to store.
@@ -61,11 +77,15 @@ fn path_with(name: &str, script: &str) -> Folder {
     folder
 }
 
+fn path_of(folder: &Folder) -> String {
+    format!("{}:/usr/bin:/bin", folder.as_ref().display())
+}
+
 /// A shell with nothing but that PATH and a setting for the program.
 fn shell(words: &[&str], path: &Folder, stand: &Stand) -> Command {
     let mut command = run::command(words[0]);
     command.args(&words[1..]);
-    command.env("PATH", format!("{}:/usr/bin:/bin", path.as_ref().display()));
+    command.env("PATH", path_of(path));
     command
         .env("DOCSPACE_BASE_URL", stand.url())
         .env("DOCSPACE_CLIENT_ID", CLIENT)
@@ -132,7 +152,7 @@ fn github_actions() {
     let env = "{DOCSPACE_BASE_URL: \"${{ vars.DOCSPACE_BASE_URL }}\", DOCSPACE_CLIENT_ID: \"${{ vars.DOCSPACE_CLIENT_ID }}\", \
          DOCSPACE_API_KEY: \"${{ secrets.DOCSPACE_API_KEY }}\", GH_TOKEN: \"${{ secrets.SECRETS_TOKEN }}\", \
          GH_REPO: \"${{ github.repository }}\"}";
-    assert_eq!(steps[2]["env"], YamlLoader::load_from_str(env).unwrap()[0]);
+    assert_eq!(steps[2]["env"], yaml(env));
     let script = steps[2]["run"].as_str().unwrap();
     let gh =
         "[ $n = \"$REFUSE\" ] && { echo 'HTTP 403' >&2; exit 1; }\n[ $n = 1 ] || exec cat > $here/stored";
@@ -240,7 +260,7 @@ fn gitlab_ci() {
         // A job that is cancelled while GitLab takes the secret, by a signal to all of it.
         let (mut command, path, _stand) = job(&words, &script, lost(), "200 200 200");
         let child = run::start(command.env("SLOW", "3").process_group(0));
-        run::wait_until(|| read(&path, "stored.3").as_deref() == Some(SECRET));
+        assert!(wait_until(|| read(&path, "stored.3").as_deref() == Some(SECRET)));
         // SAFETY: a plain system call, to a group whose leader is not yet waited for.
         assert_eq!(unsafe { libc::kill(-(child.id() as i32), libc::SIGTERM) }, 0);
         let done = Run::of(&command, &child.wait_with_output().unwrap());
@@ -270,22 +290,25 @@ fn kubernetes() {
         let (pod, rule) = pod_of(name);
         assert_eq!(rule["action"].as_str(), Some(action));
         assert_eq!(rule["onExitCodes"]["operator"].as_str(), Some("NotIn"));
-        assert_eq!(rule["onExitCodes"]["values"], YamlLoader::load_from_str("[0, 4]").unwrap()[0]);
+        assert_eq!(rule["onExitCodes"]["values"], yaml("[0, 4]"));
         // Admitted under the PodSecurity level `restricted`.
         let container = &pod["containers"][0];
         let locked = &container["securityContext"];
         assert_eq!(rule["onExitCodes"]["containerName"], container["name"]);
+        assert_eq!(pod["restartPolicy"].as_str(), Some("Never"));
+        assert_eq!(pod["terminationGracePeriodSeconds"].as_i64(), Some(160));
         assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+        assert_eq!(pod["securityContext"]["runAsUser"].as_i64(), Some(65534));
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"].as_str(), Some("RuntimeDefault"));
         assert_eq!(locked["allowPrivilegeEscalation"].as_bool(), Some(false));
         assert_eq!(locked["capabilities"]["drop"][0].as_str(), Some("ALL"));
         // The account may do what the script does, and no more.
         let all = documents(name);
-        let of = |kind: &str| all.iter().find(|document| document["kind"].as_str() == Some(kind)).unwrap();
+        let of = |kind| of_kind(&all, kind);
         let rules = format!(
             "[{{apiGroups: [\"\"], resources: [secrets], verbs: [get, patch], resourceNames: [{secret_name}]}}]"
         );
-        assert_eq!(of("Role")["rules"], YamlLoader::load_from_str(&rules).unwrap()[0]);
+        assert_eq!(of("Role")["rules"], yaml(&rules));
         let account = &pod["serviceAccountName"];
         let binding = of("RoleBinding");
         for named in [&of("ServiceAccount")["metadata"], &of("Role")["metadata"], &binding["roleRef"]] {
@@ -304,13 +327,8 @@ fn kubernetes() {
             assert_eq!(mounted, name.ends_with("_FILE"), "{name}");
         }
 
-        assert_eq!(container["command"], YamlLoader::load_from_str("[sh, -ec]").unwrap()[0]);
+        assert_eq!(container["command"], yaml("[sh, -ec]"));
         let script = container["args"][0].as_str().unwrap();
-        let env = |variable: &str| {
-            let all = container["env"].as_vec().unwrap();
-            let one = all.iter().find(|entry| entry["name"].as_str() == Some(variable));
-            one.map(|entry| entry["value"].as_str().unwrap().to_owned())
-        };
         let kubectl = "[ $n = \"$REFUSE\" ] && { echo 'forbidden' >&2; exit 1; }\n\
             [ $n = \"$SLOW\" ] && sleep 1\n\
             case $1 in create) exec cat /dev/stdin ;; esac\n\
@@ -322,7 +340,7 @@ fn kubernetes() {
             let mut command = shell(words, &path, &stand);
             command.arg("-c").arg(script);
             command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", path.file("key", KEY));
-            if env("DOCSPACE_CLIENT_ID_FILE").is_some() {
+            if variable(container, "DOCSPACE_CLIENT_ID_FILE").is_some() {
                 let id = path.file("client-id", CLIENT);
                 command.env_remove("DOCSPACE_CLIENT_ID").env("DOCSPACE_CLIENT_ID_FILE", id);
             }
@@ -361,7 +379,7 @@ fn kubernetes() {
             // Ended before the program runs, which is then not begun, and while it does.
             let (mut command, path, stand) = job(&words, vec![]);
             let child = run::start(command.env("SLOW", "2"));
-            run::wait_until(|| read(&path, "arguments").is_some_and(|all| all.lines().count() == 2));
+            assert!(wait_until(|| read(&path, "arguments").is_some_and(|all| all.lines().count() == 2)));
             run::send(&child, libc::SIGTERM);
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
             assert_eq!(stand.connections(), 0);
@@ -374,19 +392,21 @@ fn kubernetes() {
 #[test]
 fn kubernetes_mounts_each_index_its_own_client() {
     let all = documents("kubernetes-many.yaml");
-    let of = |kind: &str| all.iter().find(|document| document["kind"].as_str() == Some(kind)).unwrap();
-    let (job, ids) = (of("Job"), of("ConfigMap")["data"].as_hash().unwrap());
+    let (job, config) = (of_kind(&all, "Job"), of_kind(&all, "ConfigMap"));
+    let ids = config["data"].as_hash().unwrap();
+    assert_eq!(job["spec"]["completionMode"].as_str(), Some("Indexed"));
+    assert_eq!(job["spec"]["backoffLimitPerIndex"].as_i64(), Some(2));
     assert_eq!(job["spec"]["completions"].as_i64(), Some(ids.len() as i64));
     for index in 0..ids.len() {
         let id = ids[&Yaml::String(index.to_string())].as_str().unwrap();
         assert!(docspace_rotate::cli::client_id(id.as_bytes()).is_ok(), "{id}");
     }
-    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let pod = &job["spec"]["template"]["spec"];
+    assert_eq!(pod["volumes"][0]["configMap"]["name"], config["metadata"]["name"]);
+    let container = &pod["containers"][0];
     let mount = &container["volumeMounts"][0];
     assert_eq!(mount["subPathExpr"].as_str(), Some("$(JOB_COMPLETION_INDEX)"));
-    let env = container["env"].as_vec().unwrap();
-    let file = env.iter().find(|entry| entry["name"].as_str() == Some("DOCSPACE_CLIENT_ID_FILE")).unwrap();
-    assert_eq!(mount["mountPath"], file["value"]);
+    assert_eq!(mount["mountPath"].as_str(), variable(container, "DOCSPACE_CLIENT_ID_FILE"));
 }
 
 #[test]
@@ -485,8 +505,7 @@ fn cron() {
         for folder in ["/usr/local/bin", "/etc/app", "/var/lib/docspace-rotate"] {
             script = script.replace(folder, &here);
         }
-        let mut mailed = Command::new("/bin/sh");
-        log_of(mailed.env_clear().env("PATH", "/usr/bin:/bin").args(["-c", &script]))
+        log_of(run::command("/bin/sh").env("PATH", "/usr/bin:/bin").args(["-c", &script]))
     };
     let run_with = |path: &Folder, stand: &Stand| {
         let variables =
@@ -528,7 +547,7 @@ fn cron() {
         command
     };
     let mut holder = flock("--close").args(["sleep", "20"]).spawn().unwrap();
-    run::wait_until(|| !flock("--nonblock").arg("true").status().unwrap().success());
+    assert!(wait_until(|| !flock("--nonblock").arg("true").status().unwrap().success()));
     assert!(run_with(&path, &stand).stdout.starts_with(&mail(1)));
     assert_eq!(log().lines().count(), 1, "{}", log());
     holder.kill().unwrap();
@@ -547,29 +566,9 @@ fn cron() {
 /// Settings that only the engines themselves act on.
 #[test]
 fn settings_of_the_engines() {
-    let settings: [(&str, &[&str]); 4] = [
+    let settings: [(&str, &[&str]); 3] = [
         ("recipes/gitlab-ci.yml", &["resource_group: docspace-rotate", "timeout: 15 minutes"]),
-        (
-            "recipes/kubernetes.yaml",
-            &[
-                "concurrencyPolicy: Forbid",
-                "restartPolicy: Never",
-                "terminationGracePeriodSeconds: 160",
-                "runAsUser: 65534",
-            ],
-        ),
-        (
-            "recipes/kubernetes-many.yaml",
-            &[
-                "completionMode: Indexed",
-                "backoffLimitPerIndex: 2",
-                "restartPolicy: Never",
-                "terminationGracePeriodSeconds: 160",
-                "runAsUser: 65534",
-                "- { name: client-ids, configMap: { name: docspace-client-ids } }",
-                "metadata: { name: docspace-client-ids }",
-            ],
-        ),
+        ("recipes/kubernetes.yaml", &["concurrencyPolicy: Forbid"]),
         ("Dockerfile", &["FROM scratch", "USER 65534:65534", "ENTRYPOINT [\"/docspace-rotate\"]"]),
     ];
     for (name, lines) in settings {
@@ -620,7 +619,7 @@ fn the_readme_names_the_recipes() {
 #[test]
 fn release_notes() {
     let workflow = fs::read_to_string(format!("{HERE}/.github/workflows/release.yml")).unwrap();
-    let workflow = &YamlLoader::load_from_str(&workflow).unwrap()[0];
+    let workflow = yaml(&workflow);
     let steps = workflow["jobs"]["publish"]["steps"].as_vec().unwrap();
     let path = path_with("gh", "cp notes.md SHA256SUMS $here/");
     let work = Folder::new();
@@ -635,12 +634,12 @@ fn release_notes() {
         assert!(tar.status().unwrap().success());
     }
     let file = path.file("script", steps.last().unwrap()["run"].as_str().unwrap());
-    let stand = Stand::script(vec![]);
     let version = env!("CARGO_PKG_VERSION");
     let publish = || {
         // As the runner does where the shell is named.
-        let words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", file.to_str().unwrap()];
-        let mut command = shell(&words, &path, &stand);
+        let mut command = run::command("bash");
+        command.args(["--noprofile", "--norc", "-eo", "pipefail"]).arg(&file);
+        command.env("PATH", path_of(&path));
         log_of(command.current_dir(work.as_ref()).env("GITHUB_REF_NAME", format!("v{version}")))
     };
     let done = publish();

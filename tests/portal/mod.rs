@@ -335,13 +335,8 @@ impl Stand {
 
     /// Waits until so many requests have come.
     pub fn wait_for(&self, requests: usize) {
-        for _ in 0..20_000 {
-            if self.requests().len() >= requests {
-                return;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        panic!("of {requests} requests only these came: {:#?}", self.requests());
+        let came = wait_until(|| self.requests().len() >= requests);
+        assert!(came, "of {requests} requests only these came: {:#?}", self.requests());
     }
 
     /// How many connections came so far.
@@ -358,6 +353,17 @@ impl Stand {
     pub fn complaint(&self) -> Option<String> {
         self.left.lock().unwrap().clone()
     }
+}
+
+/// Waits until something is so, and says whether it was within 20,000 looks, a millisecond apart.
+pub fn wait_until(mut so: impl FnMut() -> bool) -> bool {
+    (0..20_000).any(|_| {
+        let now = so();
+        if !now {
+            thread::sleep(Duration::from_millis(1));
+        }
+        now
+    })
 }
 
 impl Drop for Stand {

@@ -160,18 +160,6 @@ pub fn process_1(parent: &Child) -> i32 {
     inner.parse().unwrap()
 }
 
-/// Waits until something is so.
-#[track_caller]
-pub fn wait_until(mut so: impl FnMut() -> bool) {
-    for _ in 0..20_000 {
-        if so() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    panic!("not so after 20,000 looks");
-}
-
 /// Says past the test runner, which swallows what a test prints, that something was not tested. The project's
 /// workflows have all that the tests need, and say so.
 pub fn skipped(what: &str, why: &str) {
