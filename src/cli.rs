@@ -1,173 +1,111 @@
-//! Arguments and environment, read into [`Options`]. Pure: both are parameters.
+//! The command line and the environment, read into [`Options`].
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::prelude::*;
 
 use crate::address::{Proxy, Url, is_loopback};
-use crate::error::Error;
-use crate::output::Destination;
-use crate::secret::{Secret, redact};
+use crate::error::{Error, io_message};
+use crate::output::{self, Destination};
+use crate::portal;
+use crate::rotate::{Mode, Options};
+use crate::secret::{MAX_KEY, Secret, escape, has_token};
+use crate::signal::{self, Step};
 
-/// What `--help` prints.
+const VERSION: &str = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
+
 pub const HELP: &str = "\
-docspace-rotate: give an ONLYOFFICE DocSpace OAuth client a new secret
-
-Regenerates the client's secret, hands it over to COMMAND, in a file or on
-stdout, and revokes the caller's consent to the client.
+docspace-rotate: rotate the client secret of an ONLYOFFICE DocSpace OAuth app
+The old secret stops working as soon as the portal has made the new one.
 
 Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
 
-  CLIENT_ID              OAuth client's id            [env: DOCSPACE_CLIENT_ID]
-  COMMAND [ARG]...       give the secret to COMMAND on its stdin
+  CLIENT_ID              the OAuth client's id        [env: DOCSPACE_CLIENT_ID]
+  COMMAND [ARG]...       deliver the secret to COMMAND, on its stdin
   -u, --url URL          the portal's address         [env: DOCSPACE_BASE_URL]
-  -o, --output FILE      write the secret to FILE instead of stdout
+  -o, --output FILE      write the secret to FILE instead of stdout (- is stdout)
   -n, --no-newline       write no newline after the secret
-      --json             write the portal's JSON object, not the bare secret
-      --only STEP        perform only this step: regenerate, revoke
+      --json             write the portal's JSON object instead of the bare secret
+      --only STEP        run only this step: regenerate or revoke
       --verify           finally, check that the portal accepts the new secret
-      --check            stop before anything changes: check that a run would
-                         find everything it needs
-      --cacert FILE      trust the CA certificates in FILE (PEM) only
-                                                      [env: SSL_CERT_FILE]
-      --allow-http       let the key travel unencrypted to another host
-      --timeout SECONDS  overall time limit; default 120
-  -q, --quiet            print only errors on stderr
-  -h, --help             show this help
-  -V, --version          show the version
+      --check            check everything that a run needs, and change nothing
+      --cacert FILE      trust only the CAs in FILE (PEM)  [env: SSL_CERT_FILE]
+      --allow-http       allow plain http:// to a host other than this machine
+      --timeout SECONDS  time limit for the run (default 120); what has begun by
+                         then gets 10 s more
+  -q, --quiet            print only errors
+  -h, --help             print this help
+  -V, --version          print the version
 
 Environment:
   DOCSPACE_API_KEY         the API key, or any other bearer token (never a flag)
-  DOCSPACE_API_KEY_FILE    a file that holds it
-  DOCSPACE_CLIENT_ID_FILE  a file that holds the client's id
+  DOCSPACE_API_KEY_FILE    a file that contains it
+  DOCSPACE_CLIENT_ID_FILE  a file that contains the client's id
   HTTPS_PROXY, ALL_PROXY, NO_PROXY   as curl reads them
 
-Exit status: the state that the client is in
-  0  all steps asked for are done
+Exit status: the state of the client, and what to do
+  0  all requested steps are done
   2  invalid usage, setting, key file, output or command; nothing was sent
-  3  refused, or the TLS handshake failed for good; nothing changed
-  4  not reached, or busy, until the timeout; nothing changed
-  5  new secret handed over, consent not revoked: run again with --only revoke
-  6  new secret made, but it could not be handed over: fix the output or the
-     command, run again
-  7  unknown: the change may have happened; treat the old secret as revoked and
-     run again in a few minutes
-  8  --verify only: handed over, but the portal rejects the new secret,
-     or could not be asked: run again, one run at a time
-It is always safe to run it again: a new secret replaces whatever there was.
-Ended by SIGHUP, SIGINT or SIGTERM: 129, 130 or 143, with a line that says how
-far it got.
+  3  refused; nothing changed: check the address, CA, proxy, key and client id
+  4  not reached, or busy, until the timeout; nothing changed: run again later
+  5  new secret delivered, consent not revoked: run again with --only revoke
+  6  new secret not delivered: fix the output or the command, then run again
+  7  unknown: treat the old secret as revoked and run again in a few minutes
+  8  new secret delivered, but --verify failed: do as the message says
+  129, 130, 143  ended by SIGHUP, SIGINT or SIGTERM: do as the message says
+Running again is always safe: a new secret replaces any other.
 ";
 
-/// What the command line asks for.
 #[derive(Debug)]
 pub enum Action {
-    /// Print [`HELP`].
-    Help,
-    /// Print the version.
-    Version,
-    /// Do the job.
-    Rotate(Box<Options>),
+    Print(&'static str),
+    Rotate(Box<Arguments>),
 }
 
-/// All settings of one run.
-#[derive(Debug)]
-pub struct Options {
-    /// The client's id: see [`client_id`].
-    pub client: Source<String>,
-    /// The portal's address.
-    pub url: Url,
-    /// The proxy on the way there, if any.
-    pub proxy: Option<Proxy>,
-    /// The API key, or any other bearer token.
-    pub key: Source<Secret>,
-    /// What to do.
-    pub steps: Steps,
-    /// At the end, see that the portal takes the new secret.
-    pub verify: bool,
-    /// Where the secret goes.
-    pub destination: Destination,
-    /// Write a newline after the secret, where it does not go to a command.
-    pub newline: bool,
-    /// Write the portal's JSON object instead of the bare secret.
-    pub json: bool,
-    /// The file with the only CA certificates to trust, and the argument or variable that named it.
-    pub cacert: Option<(PathBuf, &'static str)>,
-    /// How long the run may take in all.
+#[derive(Debug, Default)]
+pub struct Arguments {
     pub timeout: Duration,
-    /// Nothing but errors on stderr.
-    pub quiet: bool,
+    client: Option<OsString>,
+    url: Option<OsString>,
+    output: Option<PathBuf>,
+    command: Option<Vec<OsString>>,
+    no_newline: bool,
+    json: bool,
+    only: Option<Mode>,
+    verify: bool,
+    check: bool,
+    cacert: Option<PathBuf>,
+    allow_http: bool,
+    quiet: bool,
 }
 
-/// A setting, or where it is.
-#[derive(Debug)]
-pub enum Source<T> {
-    /// As an argument or a variable gave it.
-    Given(T),
-    /// In the file that its `_FILE` variable names.
-    InFile(PathBuf),
-}
-
-impl<T> Source<T> {
-    /// The file that it is in, if any.
-    pub fn file(&self) -> Option<&Path> {
-        match self {
-            Source::Given(_) => None,
-            Source::InFile(path) => Some(path),
-        }
-    }
-}
-
-/// The steps to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Steps {
-    /// Regenerate the secret, hand it over, revoke the consent.
-    All,
-    /// Only regenerate the secret and hand it over.
-    Regenerate,
-    /// Only revoke the consent.
-    Revoke,
-    /// Change nothing: see that a run would find everything it needs.
-    Check,
-}
-
-/// Reads the command line, without the program's name, and the environment.
-///
-/// # Errors
-///
-/// The first mistake, in one line that names the argument or variable. No value is shown that
-/// could be a key in the wrong place.
-pub fn parse(
-    args: impl IntoIterator<Item = OsString>,
-    env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Action, Error> {
-    // An empty variable counts as unset.
-    let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
-    let mut given = Arguments::default();
+/// Parses the command line, without the program's name. An error never shows a value: it could be the key.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, Error> {
+    let mut given = Arguments { timeout: Duration::from_secs(120), ..Arguments::default() };
     let mut parser = lexopt::Parser::from_args(args);
-    let key = env("DOCSPACE_API_KEY").unwrap_or_default();
-    let key = Secret::new(key.to_string_lossy().trim());
-    let error = |error| plain(error, &key);
     loop {
         if let Some(mut rest) = parser.try_raw_args()
             && rest.next_if(|arg| arg == "--").is_some()
         {
             given.command = Some(rest.collect());
         }
-        let Some(arg) = parser.next().map_err(error)? else { break };
+        let Some(arg) = parser.next().map_err(argument_error)? else { break };
         match arg {
-            Short('h') | Long("help") => return Ok(Action::Help),
-            Short('V') | Long("version") => return Ok(Action::Version),
-            Short('u') | Long("url") => given.url = Some(utf8("--url", value(&mut parser, "--url")?)?),
+            Short('h') | Long("help") => return Ok(Action::Print(HELP)),
+            Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
+            Short('u') | Long("url") => given.url = Some(value(&mut parser, "--url")?),
             Short('o') | Long("output") => given.output = Some(value(&mut parser, "--output")?.into()),
             Short('n') | Long("no-newline") => given.no_newline = true,
             Long("json") => given.json = true,
             Long("only") => {
                 given.only = match value(&mut parser, "--only")?.to_str() {
-                    Some("regenerate") => Some(Steps::Regenerate),
-                    Some("revoke") => Some(Steps::Revoke),
+                    Some("regenerate") => Some(Mode::Regenerate),
+                    Some("revoke") => Some(Mode::Revoke),
                     _ => return Err(Error::usage("--only: STEP must be regenerate or revoke")),
                 };
             }
@@ -175,187 +113,148 @@ pub fn parse(
             Long("check") => given.check = true,
             Long("cacert") => given.cacert = Some(value(&mut parser, "--cacert")?.into()),
             Long("allow-http") => given.allow_http = true,
-            Long("timeout") => given.timeout = Some(seconds(&value(&mut parser, "--timeout")?)?),
+            Long("timeout") => given.timeout = seconds(&value(&mut parser, "--timeout")?)?,
             Short('q') | Long("quiet") => given.quiet = true,
-            Value(_) if given.client.is_some() => {
-                return Err(Error::usage("CLIENT_ID: more than one argument is given"));
-            }
-            Value(id) => given.client = Some(id),
-            other => return Err(error(other.unexpected())),
+            Value(id) if given.client.is_none() => given.client = Some(id),
+            Value(_) => return Err(Error::usage("CLIENT_ID: more than one argument is given")),
+            other => return Err(argument_error(other.unexpected())),
         }
     }
-    given.resolve(env).map(|options| Action::Rotate(Box::new(options)))
-}
-
-/// The arguments as they are given.
-#[derive(Default)]
-struct Arguments {
-    client: Option<OsString>,
-    url: Option<String>,
-    output: Option<PathBuf>,
-    command: Option<Vec<OsString>>,
-    no_newline: bool,
-    json: bool,
-    only: Option<Steps>,
-    verify: bool,
-    check: bool,
-    cacert: Option<PathBuf>,
-    allow_http: bool,
-    timeout: Option<Duration>,
-    quiet: bool,
+    let revoke = given.only == Some(Mode::Revoke);
+    let (to_file, to_command) = (given.output.is_some(), given.command.is_some());
+    let name = given.command.as_ref().and_then(|words| words.first());
+    let mistakes = [
+        (
+            given.check && (given.only.is_some() || given.verify),
+            "--check cannot be combined with --only or --verify",
+        ),
+        (revoke && given.verify, "--only revoke: there is no new secret to --verify"),
+        (revoke && (to_file || to_command), "--only revoke: there is no new secret to deliver"),
+        (to_file && to_command, "--output cannot be combined with COMMAND"),
+        (to_command && name.is_none_or(|name| name.is_empty()), "COMMAND is missing after --"),
+    ];
+    let mistake = mistakes.into_iter().find(|(applies, _)| *applies);
+    mistake.map_or_else(|| Ok(Action::Rotate(Box::new(given))), |(_, why)| Err(Error::usage(why)))
 }
 
 impl Arguments {
-    /// Adds what the environment says, and sees that all of it is usable and goes together.
-    fn resolve(self, env: impl Fn(&'static str) -> Option<OsString>) -> Result<Options, Error> {
-        let text = |name: &'static str| env(name).map(|value| utf8(name, value)).transpose();
-        let given = |argument: &'static str, given: Option<String>, variable| match given {
-            Some(value) => Ok(Some((argument, value))),
-            None => Ok(text(variable)?.map(|value| (variable, value))),
+    pub fn options(self, env: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
+        // An empty variable counts as unset.
+        let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
+        let bad = |named: &str, why: &str| Error::usage(format!("{named} {why}"));
+        let names = ["the key is missing: set", "DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE"];
+        let (named, key) = setting(env, names, Step::KeyFile)?;
+        let key = Secret::key(&key).map_err(|why| bad(named, why))?;
+        let names = ["give CLIENT_ID, or set", "DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE"];
+        let (named, client) = match self.client {
+            Some(client) => ("CLIENT_ID", client.into_encoded_bytes()),
+            None => setting(env, names, Step::IdFile)?,
         };
-
-        let source = |variable: &'static str, file: &'static str| match (env(variable), env(file)) {
-            (Some(_), Some(_)) => {
-                Err(Error::usage(format!("{variable} and {file} are both set: unset one of them")))
-            }
-            (Some(value), None) => Ok(Some(Source::Given((variable, value)))),
-            (None, Some(path)) => Ok(Some(Source::InFile(path.into()))),
-            (None, None) => Ok(None),
-        };
-
-        let revoke = self.only == Some(Steps::Revoke);
-        let command = self.command.as_ref();
-        let name = command.and_then(|words| words.first());
-        let contradictions = [
-            (self.check && self.only.is_some(), "--check: it can't be combined with --only"),
-            (self.check && self.verify, "--check: there is no new secret to --verify"),
-            (revoke && self.verify, "--verify: with --only revoke there is no new secret to verify"),
-            (revoke && self.output.is_some(), "--output: with --only revoke there is no new secret to write"),
-            (
-                revoke && self.command.is_some(),
-                "COMMAND: with --only revoke there is no new secret to hand over",
-            ),
-            (self.output.is_some() && self.command.is_some(), "--output: can't be combined with COMMAND"),
-            (command.is_some_and(|words| words.is_empty()), "COMMAND is missing after --"),
-            (name.is_some_and(|name| name.is_empty()), "COMMAND: its name is empty"),
-        ];
-        if let Some((_, why)) = contradictions.into_iter().find(|(given, _)| *given) {
-            return Err(Error::usage(why));
+        let client = client_id(&client).map_err(|why| bad(named, why))?;
+        let from_env = || Some(("DOCSPACE_BASE_URL:", env("DOCSPACE_BASE_URL")?));
+        let url = self.url.map(|url| ("--url:", url)).or_else(from_env);
+        let why = "is missing: give it with --url or in DOCSPACE_BASE_URL";
+        let (named, url) = url.ok_or_else(|| bad("the portal's address", why))?;
+        let url = Url::parse(&url.to_string_lossy()).map_err(|why| bad(named, why))?;
+        let proxy = Proxy::choose(&url, |name| Some(env(name)?.to_string_lossy().into_owned()))?;
+        let hosts = [Some(url.host.as_str()), proxy.as_ref().map(|proxy| proxy.inner.host())];
+        let is_local = hosts.into_iter().flatten().all(is_loopback);
+        if !url.https && !is_local && !self.allow_http {
+            let why = "http:// would send the key unencrypted: use https://, or give --allow-http";
+            return Err(bad(named, why));
         }
-        for (option, file) in [("--output", &self.output), ("--cacert", &self.cacert)] {
-            if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
-                return Err(Error::usage(format!("{option}: the file's name is empty")));
-            }
-        }
-
-        let client = match self.client {
-            Some(client) => Source::Given(("CLIENT_ID", client)),
-            None => source("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE")?.ok_or_else(|| {
-                Error::usage(
-                    "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID, or name a file that holds it in DOCSPACE_CLIENT_ID_FILE",
-                )
-            })?,
+        let destination = match (self.command.map(VecDeque::from), self.output) {
+            (Some(mut words), _) => Destination::Command(words.pop_front().unwrap_or_default(), words.into()),
+            (None, Some(file)) if file.as_os_str() != "-" => Destination::File(file),
+            _ => Destination::Stdout,
         };
-        let client = match client {
-            Source::Given((named, id)) => client_id(id.as_encoded_bytes())
-                .map(Source::Given)
-                .map_err(|why| Error::usage(format!("{named} {why}")))?,
-            Source::InFile(path) => Source::InFile(path),
-        };
-
-        let (named, url) = given("--url", self.url, "DOCSPACE_BASE_URL")?.ok_or_else(|| {
-            Error::usage("the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL")
-        })?;
-        let url = Url::parse(&url).map_err(|why| Error::usage(format!("{named}: {why}")))?;
-        let proxy = Proxy::choose(&url, text)?;
-        if !url.https && !self.allow_http {
-            let unencrypted = |what| Error::usage(format!("{what}: use https://, or give --allow-http"));
-            if !is_loopback(&url.host) {
-                return Err(unencrypted(format!("{named}: http:// would send the key unencrypted")));
-            }
-            if let Some(Proxy { variable, .. }) = proxy.as_ref().filter(|proxy| !is_loopback(&proxy.host)) {
-                let what = "an http:// address would send the key unencrypted to this proxy";
-                return Err(unencrypted(format!("{variable}: {what}")));
-            }
-        }
-
-        let key = source("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE")?.ok_or_else(|| {
-            Error::usage(
-                "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
-            )
-        })?;
-        let key = match key {
-            Source::Given((named, key)) => Secret::key(key.as_encoded_bytes())
-                .map(Source::Given)
-                .map_err(|why| Error::usage(format!("{named} {why}")))?,
-            Source::InFile(path) => Source::InFile(path),
-        };
-        let cacert = self.cacert.map(|file| (file, "--cacert"));
-        Ok(Options {
-            client,
-            url,
-            proxy,
-            key,
-            steps: if self.check { Steps::Check } else { self.only.unwrap_or(Steps::All) },
+        let cacert = self.cacert.or_else(|| env("SSL_CERT_FILE").map(PathBuf::from));
+        let env = [("DOCSPACE_CLIENT_ID", client.clone()), ("DOCSPACE_BASE_URL", url.text.clone())];
+        let options = Options {
+            mode: if self.check { Mode::Check } else { self.only.unwrap_or(Mode::All) },
             verify: self.verify,
-            destination: match (self.command, self.output) {
-                (Some(command), _) => Destination::Command(command),
-                (None, Some(file)) => Destination::File(file),
-                (None, None) => Destination::Stdout,
-            },
-            newline: !self.no_newline,
-            json: self.json,
-            cacert: cacert.or_else(|| Some((env("SSL_CERT_FILE")?.into(), "SSL_CERT_FILE"))),
-            timeout: self.timeout.unwrap_or(Duration::from_secs(120)),
-            quiet: self.quiet,
-        })
+            portal: portal::Settings { client, url, proxy, key, cacert, quiet: self.quiet },
+            output: output::Settings { destination, newline: !self.no_newline, json: self.json, env },
+        };
+        let why = "contains the API key: put it only in DOCSPACE_API_KEY";
+        find_key(&options).map_or(Ok(options), |named| Err(bad(named, why)))
     }
 }
 
-/// The value of an option.
+/// Returns the setting that contains the key, and so could show it in a message. Case does not matter.
+fn find_key(options: &Options) -> Option<&'static str> {
+    let portal::Settings { client, url, proxy, key, cacert, .. } = &options.portal;
+    let key = key.expose().to_ascii_lowercase();
+    let settings = [
+        ("CLIENT_ID", client.clone()),
+        ("--url", url.text.clone()),
+        ("the proxy's address", proxy.as_ref().map(|proxy| proxy.address.clone()).unwrap_or_default()),
+        ("--output or COMMAND", options.output.destination.name()),
+        ("--cacert", cacert.as_ref().map(|file| escape(file.as_os_str())).unwrap_or_default()),
+    ];
+    // A shorter key could be part of any setting by chance.
+    let contains = |(_, text): &(_, String)| key.len() >= 16 && text.to_ascii_lowercase().contains(&key);
+    settings.into_iter().find(contains).map(|(named, _)| named)
+}
+
+/// Returns a setting, from its variable or the file that another one names. The path is not shown: it could be the key.
+fn setting(
+    env: impl Fn(&'static str) -> Option<OsString>,
+    [missing, variable, file]: [&'static str; 3],
+    step: Step,
+) -> Result<(&'static str, Vec<u8>), Error> {
+    let path = match (env(variable), env(file)) {
+        (Some(value), None) => return Ok((variable, value.into_encoded_bytes())),
+        (None, Some(path)) => Ok(path),
+        (Some(_), Some(_)) => Err(format!("{variable} and {file} are both set: unset one of them")),
+        (None, None) => Err(format!("{missing} {variable}, or {file} to the name of its file")),
+    }
+    .map_err(Error::usage)?;
+    signal::set_step(step);
+    let mut text = Vec::new();
+    // The longest key and some white space. Anything longer (/dev/zero) is refused, not read to its end.
+    let read = File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
+    let error = |error| Error::usage(format!("{file}: cannot read the file: {}", io_message(&error)));
+    read.map(|_| (file, text)).map_err(error)
+}
+
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
-    parser.value().map_err(|_| Error::usage(format!("{option}: a value is required")))
+    let value = parser.value().ok().filter(|value| !value.is_empty());
+    value.ok_or_else(|| Error::usage(format!("{option}: a value is required")))
 }
 
-fn utf8(name: &str, text: OsString) -> Result<String, Error> {
-    text.into_string().map_err(|_| Error::usage(format!("{name}: the text is not UTF-8")))
-}
-
-/// What lexopt found, without the values that its own words show.
-fn plain(error: lexopt::Error, key: &Secret) -> Error {
+fn argument_error(error: lexopt::Error) -> Error {
+    let is_key = |option: &str| {
+        has_token(option, "") || option.trim_start_matches('-').to_ascii_lowercase().starts_with("sk-")
+    };
     Error::usage(match error {
-        lexopt::Error::UnexpectedOption(option) => format!("{}: unknown option", redact(&option, [key])),
+        lexopt::Error::UnexpectedOption(option) if is_key(&option) => "[hidden]: unknown option".to_owned(),
+        lexopt::Error::UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
         lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: takes no value"),
-        _ => "an argument can't be read".to_owned(),
+        _ => "invalid argument".to_owned(),
     })
 }
 
-/// A number of seconds, whole or decimal, above 0 and up to a day.
 fn seconds(text: &OsStr) -> Result<Duration, Error> {
-    let number = text.to_str().filter(|text| text.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
-    let duration = number.and_then(|text| Duration::try_from_secs_f64(text.parse().ok()?).ok());
-    duration
-        .filter(|d| !d.is_zero() && *d <= Duration::from_secs(86400))
-        .ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
+    let text = text.to_str().unwrap_or_default();
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    // The part has nine digits, so this is in nanoseconds. With floating point the binary would be 36 KB bigger.
+    let duration = format!("{whole}{part:0<9.9}").parse().ok().map(Duration::from_nanos);
+    let limits = Duration::from_nanos(1)..=Duration::from_secs(86400);
+    let usable = duration.filter(|d| limits.contains(d) && !text.contains('+') && part.len() < 10);
+    usable.ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
 }
 
-/// Takes a client's id as an argument, a variable or a file gives it, without the white space around
-/// it: 1 to 128 characters that need no escaping in a path or a log.
-///
-/// # Errors
-///
-/// Says why the text is no id, without showing it: it may be the key.
-pub fn client_id(text: &[u8]) -> Result<String, &'static str> {
+/// Accepts a client's id with white space around it: 1 to 128 characters that need no escaping in a path or a log.
+fn client_id(text: &[u8]) -> Result<String, &'static str> {
     let id = text.trim_ascii();
     if id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"sk-")) {
-        return Err("holds an API key: put it only in DOCSPACE_API_KEY");
+        return Err("contains an API key: put it only in DOCSPACE_API_KEY");
     }
     let usable = |b: &u8| b.is_ascii_alphanumeric() || b"-._~".contains(b);
-    let dots = id == b"." || id == b"..";
-    match (1..=128).contains(&id.len()) && id.iter().all(usable) && !dots {
-        true => Ok(String::from_utf8_lossy(id).into_owned()),
-        false => Err("holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-    }
+    let is_id = (1..=128).contains(&id.len()) && id.iter().all(usable) && id != b"." && id != b"..";
+    let why = "contains no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~";
+    is_id.then(|| String::from_utf8_lossy(id).into_owned()).ok_or(why)
 }
 
 #[cfg(test)]
@@ -365,257 +264,118 @@ mod tests {
     const ENV: &[(&str, &str)] =
         &[("DOCSPACE_BASE_URL", "https://portal.example"), ("DOCSPACE_API_KEY", "sk-hush")];
 
-    fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Action, Error> {
-        let value = |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, v)| v.into());
-        parse(args.iter().map(OsString::from), value)
-    }
-
-    fn id(options: &Options) -> &str {
-        match &options.client {
-            Source::Given(id) => id,
-            Source::InFile(path) => panic!("{path:?}"),
+    fn options_with(args: &[&str], more: &[(&str, &str)]) -> Result<Options, Error> {
+        let env = [ENV, more].concat();
+        let value = |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+        match parse(args.iter().map(OsString::from))? {
+            Action::Rotate(arguments) => arguments.options(value),
+            Action::Print(text) => panic!("{text}"),
         }
     }
 
-    fn options(args: &[&str], more: &[(&str, &str)]) -> Box<Options> {
-        match parse_with(args, &[ENV, more].concat()) {
-            Ok(Action::Rotate(options)) => options,
-            other => panic!("{args:?} {more:?}: {other:?}"),
-        }
+    fn options(args: &[&str], more: &[(&str, &str)]) -> Options {
+        options_with(args, more).unwrap_or_else(|error| panic!("{args:?} {more:?}: {error}"))
     }
 
     #[test]
     fn defaults() {
-        let o = options(&["client-1"], &[]);
-        assert_eq!(id(&o), "client-1");
-        assert_eq!(o.url.to_string(), "https://portal.example");
-        assert!(matches!(&o.key, Source::Given(key) if key.expose() == "sk-hush"));
-        assert_eq!(o.steps, Steps::All);
-        assert_eq!(o.timeout, Duration::from_secs(120));
-        assert!(
-            o.destination == Destination::Stdout
-                && o.newline
-                && o.cacert.is_none()
-                && o.proxy.is_none()
-                && !o.json
-                && !o.quiet
+        let Options { mode, verify, portal, output } = options(&["client-1"], &[]);
+        assert_eq!((mode, verify), (Mode::All, false));
+        assert_eq!(
+            (portal.client.as_str(), portal.url.text.as_str()),
+            ("client-1", "https://portal.example")
         );
-        assert!(!format!("{o:?}").contains("hush"));
-    }
-
-    #[test]
-    fn an_argument_beats_its_variable() {
-        let env = [("DOCSPACE_CLIENT_ID", "from-env"), ("SSL_CERT_FILE", "env.pem")];
-        assert_eq!(id(&options(&[], &env)), "from-env");
-        assert_eq!(options(&[], &env).cacert, Some((PathBuf::from("env.pem"), "SSL_CERT_FILE")));
-        let o = options(&["arg", "-u", "https://arg.example", "--cacert=arg.pem"], &env);
-        assert_eq!(id(&o), "arg");
-        assert_eq!(o.url.host, "arg.example");
-        assert_eq!(o.cacert, Some((PathBuf::from("arg.pem"), "--cacert")));
-        // Even where the variable is no good, or its file.
-        let both = [("DOCSPACE_CLIENT_ID", "/"), ("DOCSPACE_CLIENT_ID_FILE", "missing")];
-        assert_eq!(id(&options(&[" arg\n"], &both)), "arg");
-        let o = options(
-            &["arg", "--url=https://arg.example"],
-            &[("DOCSPACE_BASE_URL", "?"), ("DOCSPACE_CLIENT_ID", "/")],
-        );
-        assert_eq!(o.url.host, "arg.example");
+        assert_eq!(portal.key.expose(), "sk-hush");
+        assert!(portal.proxy.is_none() && portal.cacert.is_none() && !portal.quiet);
+        assert!(output.destination == Destination::Stdout && output.newline && !output.json);
+        let Ok(Action::Rotate(arguments)) = parse(["id".into()]) else { panic!("no run") };
+        assert_eq!(arguments.timeout, Duration::from_secs(120));
+        assert!(!format!("{:?}", options(&["client-1"], &[])).contains("hush"));
     }
 
     #[test]
     fn every_option() {
-        let o =
-            options(&["--json", "--only", "regenerate", "-q", "-oout", "--timeout", "2.5", "-n", "id"], &[]);
-        assert!(o.json && o.quiet);
-        assert_eq!(o.steps, Steps::Regenerate);
-        assert_eq!(o.destination, Destination::File(PathBuf::from("out")));
-        assert!(!o.newline);
-        assert_eq!(o.timeout, Duration::from_millis(2500));
-        assert_eq!(id(&o), "id");
-        assert_eq!(options(&["x", "--only=revoke"], &[]).steps, Steps::Revoke);
-        assert_eq!(options(&["x", "--check", "-o", "f"], &[]).steps, Steps::Check);
-        assert!(options(&["x", "--verify", "--only=regenerate"], &[]).verify);
-        assert!(!options(&["x", "--allow-http", "--url", "http://portal.example"], &[]).url.https);
-        assert!(!options(&["x", "--url", "http://127.0.0.1:1"], &[]).url.https);
-        let key = options(&["x"], &[("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", "/run/key")]).key;
-        assert!(matches!(key, Source::InFile(path) if path.as_os_str() == "/run/key"));
-    }
-
-    #[test]
-    fn everything_after_two_dashes_is_the_commands_own() {
-        let words = |words: &[&str]| Destination::Command(words.iter().map(OsString::from).collect());
-        let o = options(&["id", "--verify", "--", "gh", "--json", "", "a b", "--", "-h"], &[]);
-        assert_eq!((id(&o), o.verify, o.json), ("id", true, false));
-        assert_eq!(o.destination, words(&["gh", "--json", "", "a b", "--", "-h"]));
-        let o = options(&["--", "id"], &[("DOCSPACE_CLIENT_ID", "from-env")]);
-        assert_eq!((id(&o), &o.destination), ("from-env", &words(&["id"])));
-        // The value of an option may be two dashes.
-        let o = options(&["id", "-o", "--", "--check"], &[]);
-        assert_eq!((&o.destination, o.steps), (&Destination::File("--".into()), Steps::Check));
-    }
-
-    #[test]
-    fn help_and_version_need_nothing_else() {
-        for args in [&["-h"][..], &["--help"], &["x", "-h"], &["-qh"]] {
-            let command = parse_with(args, &[]);
-            assert!(matches!(command, Ok(Action::Help)), "{args:?}: {command:?}");
-        }
-        assert!(matches!(parse_with(&["-V"], &[]), Ok(Action::Version)));
-        assert!(matches!(parse_with(&["--version"], &[]), Ok(Action::Version)));
-    }
-
-    #[test]
-    fn help_tells_every_status_and_variable() {
-        assert!(HELP.contains("\n  8  "));
-        for word in ["\n  0  ", "\n  2  ", "\n  3  ", "\n  4  ", "\n  5  ", "\n  6  ", "\n  7  "] {
-            assert!(HELP.contains(word), "{word:?}");
-        }
-        for word in
-            ["DOCSPACE_CLIENT_ID", "DOCSPACE_BASE_URL", "DOCSPACE_API_KEY_FILE", "SSL_CERT_FILE", "NO_PROXY"]
+        let args =
+            ["--json", "--only", "regenerate", "--verify", "-q", "-oout", "-n", "--cacert=ca.pem", "id"];
+        let Options { mode, verify, portal, output } = options(&args, &[]);
+        assert_eq!((mode, verify), (Mode::Regenerate, true));
+        assert_eq!(output.destination, Destination::File("out".into()));
+        assert!(output.json && !output.newline && portal.quiet && portal.cacert == Some("ca.pem".into()));
+        assert_eq!(options(&["x", "--only=revoke"], &[]).mode, Mode::Revoke);
+        assert_eq!(options(&["x", "--check", "-o", "f"], &[]).mode, Mode::Check);
+        assert_eq!(options(&["x", "-o", "-"], &[]).output.destination, Destination::Stdout);
+        let command = options(&["x", "--", "store", "-x", "--"], &[]).output.destination;
+        assert_eq!(command, Destination::Command("store".into(), vec!["-x".into(), "--".into()]));
+        for (seconds, millis) in
+            [("2.5", Some(2500)), ("86400", Some(86_400_000)), ("86401", None), ("0", None)]
         {
-            assert!(HELP.contains(word), "{word}");
-        }
-        assert!(HELP.lines().all(|line| line.len() <= 80), "a line is too long for a terminal");
-    }
-
-    #[test]
-    fn mistakes() {
-        let http = [("DOCSPACE_BASE_URL", "http://127.0.0.1.invalid")];
-        let long = "x".repeat(129);
-        for (args, more, line) in [
-            (
-                &[][..],
-                &[][..],
-                "CLIENT_ID is missing: give it as the argument or in DOCSPACE_CLIENT_ID, or name a file that holds it in DOCSPACE_CLIENT_ID_FILE",
-            ),
-            (
-                &[],
-                &[("DOCSPACE_CLIENT_ID", "a/b")],
-                "DOCSPACE_CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~",
-            ),
-            (&[""], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&[".."], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&["a b"], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&[&long], &[], "CLIENT_ID holds no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~"),
-            (&["a", "b"], &[], "CLIENT_ID: more than one argument is given"),
-            (
-                &["x"],
-                &[("DOCSPACE_BASE_URL", "")],
-                "the portal's address is missing: give it with --url or in DOCSPACE_BASE_URL",
-            ),
-            (
-                &["x"],
-                &[("DOCSPACE_BASE_URL", "portal.example")],
-                "DOCSPACE_BASE_URL: the address has no scheme: write https:// before it",
-            ),
-            (&["x", "--url", ""], &[], "--url: the address has no scheme: write https:// before it"),
-            (
-                &["x"],
-                &http,
-                "DOCSPACE_BASE_URL: http:// would send the key unencrypted: use https://, or give --allow-http",
-            ),
-            (&["x", "--url"], &[], "--url: a value is required"),
-            (
-                &[],
-                &[("DOCSPACE_CLIENT_ID", "x"), ("DOCSPACE_CLIENT_ID_FILE", "f")],
-                "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set: unset one of them",
-            ),
-            (&["sk-hush"], &[], "CLIENT_ID holds an API key: put it only in DOCSPACE_API_KEY"),
-            (&["x", "--only", "both"], &[], "--only: STEP must be regenerate or revoke"),
-            (
-                &["x", "--only", "revoke", "-o", "f"],
-                &[],
-                "--output: with --only revoke there is no new secret to write",
-            ),
-            (&["x", "--check", "--only", "revoke"], &[], "--check: it can't be combined with --only"),
-            (&["x", "--check", "--verify"], &[], "--check: there is no new secret to --verify"),
-            (
-                &["x", "--verify", "--only", "revoke"],
-                &[],
-                "--verify: with --only revoke there is no new secret to verify",
-            ),
-            (&["x", "--"], &[], "COMMAND is missing after --"),
-            (&["x", "--", "", "y"], &[], "COMMAND: its name is empty"),
-            (&["x", "-o", "f", "--", "y"], &[], "--output: can't be combined with COMMAND"),
-            (
-                &["x", "--only", "revoke", "--", "y"],
-                &[],
-                "COMMAND: with --only revoke there is no new secret to hand over",
-            ),
-            (&["x", "--output="], &[], "--output: the file's name is empty"),
-            (&["x", "--timeout", "0"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
-            (&["x", "--timeout", "-1"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
-            (&["x", "--timeout", "inf"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
-            (&["x", "--timeout", "1e3"], &[], "--timeout: give a number of seconds above 0 and up to 86400"),
-            (
-                &["x", "--timeout", "86401"],
-                &[],
-                "--timeout: give a number of seconds above 0 and up to 86400",
-            ),
-            (&["x", "--json=sk-hush"], &[], "--json: takes no value"),
-            (&["x", "--key=sk-hush"], &[], "--key: unknown option"),
-            (&["x", "-k"], &[], "-k: unknown option"),
-            (
-                &["x"],
-                &[("DOCSPACE_API_KEY", "")],
-                "the key is missing: put it in DOCSPACE_API_KEY, or name a file that holds it in DOCSPACE_API_KEY_FILE",
-            ),
-            (&["x"], &[("DOCSPACE_API_KEY", " ")], "DOCSPACE_API_KEY holds no key"),
-            (
-                &["x"],
-                &[("DOCSPACE_API_KEY", "sk hush")],
-                "DOCSPACE_API_KEY holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
-            ),
-            (
-                &["x"],
-                &[("DOCSPACE_API_KEY_FILE", "f")],
-                "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them",
-            ),
-            (
-                &["x"],
-                &[("HTTPS_PROXY", "gopher://hush")],
-                "HTTPS_PROXY: not a usable proxy: the scheme must be one of http:// https:// socks4:// socks5://",
-            ),
-            (
-                &["x", "--url", "http://localhost"],
-                &[("http_proxy", "http://p.example:1")],
-                "http_proxy: an http:// address would send the key unencrypted to this proxy: use https://, or give --allow-http",
-            ),
-        ] {
-            let error = parse_with(args, &[ENV, more].concat()).expect_err(line);
-            assert_eq!(
-                error.to_string(),
-                format!("{line}; nothing was sent; see --help"),
-                "{args:?} {more:?}"
-            );
-            assert!(!error.to_string().contains("hush"));
-        }
-    }
-
-    #[test]
-    fn text_that_is_not_utf8() {
-        use std::os::unix::ffi::OsStringExt;
-        let bad = || OsString::from_vec(vec![b'h', 0xff]);
-        let env = |bad_one: &'static str| {
-            move |name: &str| match name {
-                name if name == bad_one => Some(bad()),
-                "DOCSPACE_BASE_URL" => Some("https://portal.example".into()),
-                "DOCSPACE_API_KEY" => Some("sk-hush".into()),
+            let timeout = match parse(["x", "--timeout", seconds].map(OsString::from)) {
+                Ok(Action::Rotate(arguments)) => Some(arguments.timeout),
                 _ => None,
-            }
-        };
-        for name in ["DOCSPACE_CLIENT_ID", "DOCSPACE_BASE_URL", "DOCSPACE_API_KEY", "HTTPS_PROXY", "NO_PROXY"]
-        {
-            let args = (name != "DOCSPACE_CLIENT_ID").then(|| OsString::from("x"));
-            let error = parse(args, env(name)).expect_err(name);
-            assert!(error.to_string().starts_with(name), "{error}");
+            };
+            assert_eq!(timeout, millis.map(Duration::from_millis), "{seconds}");
         }
-        for option in ["--url", "--only", "--timeout"] {
-            let error = parse(["x".into(), option.into(), bad()], env("")).expect_err(option);
-            assert!(error.to_string().starts_with(option), "{error}");
+    }
+
+    #[test]
+    fn an_argument_overrides_its_variable() {
+        let env = [("DOCSPACE_CLIENT_ID", "from-env"), ("SSL_CERT_FILE", "env.pem")];
+        let portal = options(&[], &env).portal;
+        assert_eq!((portal.client.as_str(), portal.cacert), ("from-env", Some("env.pem".into())));
+        // Even if the variable is unusable.
+        let env = [("DOCSPACE_CLIENT_ID", "/"), ("DOCSPACE_BASE_URL", "?"), ("SSL_CERT_FILE", "env.pem")];
+        let portal = options(&[" arg\n", "-u", "https://arg.example", "--cacert=arg.pem"], &env).portal;
+        assert_eq!((portal.client.as_str(), portal.url.host.as_str()), ("arg", "arg.example"));
+        assert_eq!(portal.cacert, Some("arg.pem".into()));
+    }
+
+    #[test]
+    fn plain_http_needs_loopback_or_permission() {
+        for (args, env, allowed) in [
+            (&["-u", "http://127.0.0.1:1"][..], &[][..], true),
+            (&["-u", "http://portal.example"], &[], false),
+            (&["-u", "http://portal.example", "--allow-http"], &[], true),
+            (&["-u", "http://localhost"], &[("http_proxy", "proxy.example:1")], false),
+            (&["-u", "http://localhost"], &[("http_proxy", "localhost:1")], true),
+            (&["-u", "http://localhost"], &[("http_proxy", "[::1]:1")], true),
+        ] {
+            assert_eq!(options_with(&[args, &["id"]].concat(), env).is_ok(), allowed, "{args:?} {env:?}");
         }
-        assert!(parse([bad()], env("")).is_err());
-        // A path need not be UTF-8.
-        assert!(parse(["x".into(), "-o".into(), bad(), "--cacert".into(), bad()], env("")).is_ok());
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_named_and_hidden() {
+        let key = "sk-0123456789abcdef";
+        let (url, upper) = (format!("https://{key}.example"), key.to_uppercase());
+        for (args, env, named) in [
+            (&["-u", &url, "id"][..], ("", ""), "--url"),
+            (&["id", "--output", key], ("", ""), "--output or COMMAND"),
+            (&["id", "--output", &upper], ("", ""), "--output or COMMAND"),
+            (&["id", "--", key], ("", ""), "--output or COMMAND"),
+            (&["id", "--cacert", key], ("", ""), "--cacert"),
+            (&["id"], ("SSL_CERT_FILE", key), "--cacert"),
+            (&["id"], ("HTTPS_PROXY", key), "the proxy's address"),
+            (&["id"], ("DOCSPACE_CLIENT_ID_FILE", key), ""),
+        ] {
+            let error =
+                options_with(args, &[("DOCSPACE_API_KEY", key), env]).map_err(|error| error.to_string());
+            let Err(error) = error else {
+                assert_eq!(named, "", "{args:?}");
+                continue;
+            };
+            assert!(error.starts_with(named) && !error.to_lowercase().contains(key), "{error}");
+        }
+        // A short one may be a part of anything.
+        assert!(options_with(&["id", "-o", "out/key"], &[("DOCSPACE_API_KEY", "out/key")]).is_ok());
+    }
+
+    #[test]
+    fn client_ids() {
+        for good in ["27d1f5ac-11da-4592-828d-1bd6e6212e9d", "a", "A.b_c~d", "...", &"x".repeat(128)] {
+            assert_eq!(client_id(format!(" {good}\r\n").as_bytes()).as_deref(), Ok(good));
+        }
+        for bad in ["", " ", ".", "..", "a b", "a/b", "a%2fb", "é", "sk-1", "SK-1", &"x".repeat(129)] {
+            assert!(client_id(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 }

@@ -1,105 +1,98 @@
-//! The one error of the program: what happened, and the state in which it leaves the client.
+//! The error that ends a run, the state that it leaves the client in, and the log on stderr.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::RawFd;
 
-/// The state in which a failed run leaves the client. Its number is the exit status: a contract
-/// with the jobs that read it.
+/// The state that a run leaves the client in if it ends now. The number is the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum State {
-    /// Invalid usage, setting, key file, output or command; nothing was sent.
     Usage = 2,
-    /// Refused, or not to be trusted; nothing changed.
     Refused = 3,
-    /// Not reached, or busy, until the time ran out; nothing changed.
     Unreached = 4,
-    /// The new secret is handed over; the consent is not revoked.
     NotRevoked = 5,
-    /// The client has a new secret that could not be handed over.
-    NotHandedOver = 6,
-    /// The PATCH may have arrived, and no clear answer came.
+    NotDelivered = 6,
     Unknown = 7,
-    /// The new secret is handed over; the portal does not take it, or could not be asked.
     NotVerified = 8,
 }
+use State::{NotDelivered, NotRevoked, NotVerified, Refused, Unknown, Unreached, Usage};
 
 impl State {
-    /// The exit status.
+    const ALL: [State; 7] = [Usage, Refused, Unreached, NotRevoked, NotDelivered, Unknown, NotVerified];
     pub fn status(self) -> u8 {
         self as u8
     }
 
-    /// The state in which a refusal leaves the client, where an end for another reason leaves this one.
-    pub fn refused(self) -> State {
-        match self {
-            State::Unreached => State::Refused,
-            state => state,
-        }
+    pub fn from_status(status: u8) -> State {
+        State::ALL.into_iter().find(|state| state.status() == status).unwrap_or(Unknown)
     }
 
-    /// The state in words.
+    /// Returns the state in words, which people grep for, and what to do next.
     pub fn words(self) -> &'static str {
         match self {
-            State::Usage => "nothing was sent",
-            State::Refused | State::Unreached => "the client's secret is unchanged",
-            State::NotRevoked => "the new secret is handed over, but the consent may still be in force",
-            State::NotHandedOver => "the client has a new secret that may not have been handed over",
-            State::Unknown => "the client may or may not have a new secret",
-            State::NotVerified => "the new secret is handed over, but not verified",
-        }
-    }
-
-    /// What to do next.
-    pub fn next(self) -> &'static str {
-        match self {
-            State::Usage => "see --help",
-            State::Refused => "check the address, CA, key and client id",
-            State::Unreached => "run again later",
-            State::NotRevoked => "run again with --only revoke",
-            State::NotHandedOver => "fix the output or the command, then run again",
-            State::Unknown => "treat the old secret as revoked and run again in a few minutes",
-            State::NotVerified => "run again, one run at a time",
+            Usage => "nothing was sent; see --help",
+            Refused => "the client's secret is unchanged; check the address, CA, proxy, key and client id",
+            Unreached => "the client's secret is unchanged; run again later",
+            NotRevoked => {
+                "the new secret was delivered, but the consent may still be in force; run again with --only revoke"
+            }
+            NotDelivered => {
+                "the client has a new secret that may not have been delivered; fix the output or the command, then run again"
+            }
+            Unknown => {
+                "the client may or may not have a new secret; treat the old secret as revoked and run again in a few minutes"
+            }
+            NotVerified => {
+                "the new secret was delivered, but not verified; check that the client can sign in with it"
+            }
         }
     }
 }
 
-/// What ended the run. Its `Display` is the whole line for the person on call, without the program's name.
+/// What ended the run. It is displayed as the whole line for the person on call, without the program's name.
 #[derive(Debug)]
 pub struct Error {
-    /// The state in which the client is now.
     pub state: State,
-    /// What happened, naming the argument, variable, host or file. Holds no secret.
+    /// What happened, naming the argument, variable, host or file. Contains no secret.
     pub what: String,
-    /// What to do next.
-    pub next: &'static str,
+    pub words: &'static str,
 }
 
 impl Error {
-    /// An error that leaves the client in `state`.
     pub fn new(state: State, what: impl Into<String>) -> Error {
-        Error { state, what: what.into(), next: state.next() }
+        Error { state, what: what.into(), words: state.words() }
     }
 
-    /// A mistake found before anything was sent.
     pub fn usage(what: impl Into<String>) -> Error {
-        Error::new(State::Usage, what)
+        Error::new(Usage, what)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}; {}", self.what, self.state.words(), self.next)
+        write!(f, "{}; {}", self.what, self.words)
     }
 }
 
-/// An I/O error in the system's words, without the number that Rust adds.
+/// Returns an I/O error in the system's words, without the number that Rust adds.
 pub fn io_message(error: &io::Error) -> String {
     let words = error.to_string();
-    match words.find(" (os error ") {
-        Some(end) => words[..end].to_owned(),
-        None => words,
+    words.split(" (os error ").next().unwrap_or_default().to_owned()
+}
+
+/// Writes one line to stderr. It is dropped if stderr is closed, or full for 200 ms: neither changes what the run does.
+pub fn log(line: &str) {
+    if wait_writable(libc::STDERR_FILENO, 200) {
+        // In one piece: a signal may come at any time.
+        let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
     }
+}
+
+/// Waits this many milliseconds, or forever if negative, until bytes or an error are possible. Async-signal-safe.
+pub fn wait_writable(fd: RawFd, milliseconds: i32) -> bool {
+    let mut fd = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure is passed, and it is valid.
+    unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
 
 #[cfg(test)]
@@ -107,23 +100,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_state_has_its_number_and_says_what_to_do() {
-        for (state, status, next) in [
-            (State::Usage, 2, "see --help"),
-            (State::Refused, 3, "check the address"),
-            (State::Unreached, 4, "run again later"),
-            (State::NotRevoked, 5, "--only revoke"),
-            (State::NotHandedOver, 6, "fix the output or the command"),
-            (State::Unknown, 7, "run again in a few minutes"),
-            (State::NotVerified, 8, "one run at a time"),
+    fn each_state_has_its_status_and_says_what_to_do() {
+        for (status, next) in [
+            (2, "see --help"),
+            (3, "check the address"),
+            (4, "run again later"),
+            (5, "--only revoke"),
+            (6, "fix the output or the command"),
+            (7, "run again in a few minutes"),
+            (8, "check that the client can sign in"),
         ] {
-            let refused = if state == State::Unreached { State::Refused } else { state };
-            assert_eq!(state.refused(), refused);
+            let state = State::from_status(status);
+            assert_eq!(state.status(), status);
             let line = Error::new(state, "it broke").to_string();
-            assert_eq!(state.status(), status, "{state:?}");
-            assert!(line.starts_with("it broke; "), "{line}");
-            assert!(line.contains(next), "{line}");
-            assert!(!line.contains('\n'), "{line}");
+            assert!(line.starts_with("it broke; ") && line.contains(next) && !line.contains('\n'), "{line}");
         }
     }
 }

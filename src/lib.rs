@@ -1,14 +1,12 @@
-//! Gives an ONLYOFFICE DocSpace OAuth client a new secret. The job is in [`rotate`].
+//! Gives an ONLYOFFICE DocSpace OAuth client a new secret. Start with [`rotate`].
 
 mod address;
-mod call;
 pub mod cli;
-mod connection;
 pub mod error;
-pub mod output;
+mod http;
+mod output;
 mod portal;
 mod reply;
-mod retry;
 pub mod rotate;
-pub mod secret;
-mod signal;
+mod secret;
+pub mod signal;

@@ -1,116 +1,91 @@
-//! Text that no log may show, and text from outside made fit for a log.
+//! Secrets, and making text fit for a log.
 
-use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fmt;
 
-/// What stands in place of a text that holds a secret.
-const REDACTED: &str = "[hidden]";
+pub const HIDDEN: &str = "[hidden]";
 
-/// The longest text from outside that is shown, in characters.
-const MAX_SHOWN: usize = 200;
-
-/// The longest key in bytes: web servers take no header line over 8 KiB.
+/// The longest key and signature, in bytes: web servers accept no longer header line.
 pub const MAX_KEY: usize = 8000;
 
-/// So many bytes of a secret in a row give it away.
-const MIN_REVEALING: usize = 8;
+/// In characters: what is shown of a text, what gives a secret away, and what may be an unknown secret.
+const MAX_SHOWN: usize = 200;
+const REVEALING: usize = 8;
+const TOKEN: usize = 32;
 
-/// A key, a signature or a client secret. Nothing shows it but [`Secret::expose`].
-#[derive(PartialEq, Eq)]
+/// A key, a signature or a client secret. Only [`Secret::expose`] shows it.
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes any text as it is.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
-    /// Takes an API key or another bearer token as a variable or a file gives it, without the white
-    /// space around it.
-    ///
-    /// # Errors
-    ///
-    /// Says why the text can't stand in a header, without showing it.
+    /// Accepts an API key or another bearer token, with white space around it. An error does not show it.
     pub fn key(text: &[u8]) -> Result<Secret, &'static str> {
         let key = text.trim_ascii();
-        if key.is_empty() {
-            return Err("holds no key");
-        }
-        if key.len() > MAX_KEY {
-            return Err("holds more than 8,000 characters, which no portal takes for a key");
-        }
-        // A quote is left over from a file of variables, and would hide what kind of key it is.
-        let quoted = key.contains(&b'"') || key.contains(&b'\'');
-        printable(key).filter(|_| !quoted).map(Secret).ok_or(
-            "holds no usable key: a key is one word of printable ASCII characters, without spaces or quotes",
-        )
+        // Quotes come from an env file that was read verbatim.
+        let usable = (1..=MAX_KEY).contains(&key.len()) && !key.contains(&b'"') && !key.contains(&b'\'');
+        let why = "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
+        printable(key).filter(|_| usable).map(Secret).ok_or(why)
     }
 
-    /// Takes a client secret: 1 to 1,024 printable ASCII characters without spaces, so that it
-    /// breaks no line, no file and no terminal. Anything else is none.
+    /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
     pub fn client_secret(text: &str) -> Option<Secret> {
         let usable = (1..=1024).contains(&text.len());
-        usable.then(|| printable(text.as_bytes()))?.map(Secret)
+        printable(text.as_bytes()).filter(|_| usable).map(Secret)
     }
 
-    /// Takes a signature: a JWT in its compact form (RFC 7519, section 3), up to 8,000 characters.
+    /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
     pub fn signature(text: &str) -> Option<Secret> {
-        let base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        let parts: Vec<&str> = text.split('.').collect();
-        let jwt = parts.len() == 3
-            && text.len() <= MAX_KEY
-            && parts[..2].iter().all(|part| !part.is_empty())
-            && parts.iter().all(|part| part.bytes().all(base64url));
+        let base64url = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+        let is_part = |part: &str| !part.is_empty() && part.bytes().all(base64url);
+        let jwt = text.len() <= MAX_KEY && text.split('.').count() == 3 && text.split('.').all(is_part);
         jwt.then(|| Secret::new(text))
     }
 
-    /// The text itself. For a header, a request's body and the output, and to find it in what must not
-    /// hold it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether a text gives the secret away: it holds 8 bytes of it in a row, or all of a shorter
-    /// one, in any case of letters.
+    /// Returns true if the text contains 8 characters of the secret in a row, or all of a shorter one, in any case.
     fn is_in(&self, text: &str) -> bool {
         let (secret, text) = (self.0.to_ascii_lowercase(), text.to_ascii_lowercase());
-        let length = secret.len().min(MIN_REVEALING);
-        if length == 0 {
-            return false;
-        }
-        let parts: HashSet<&[u8]> = secret.as_bytes().windows(length).collect();
-        text.as_bytes().windows(length).any(|part| parts.contains(part))
+        let mut parts = secret.as_bytes().windows(secret.len().clamp(1, REVEALING));
+        parts.any(|part| text.as_bytes().windows(part.len()).any(|other| other == part))
     }
+}
+
+pub struct NewSecret {
+    pub secret: Secret,
+    pub object: Secret,
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
+        f.write_str(HIDDEN)
     }
 }
 
 fn printable(text: &[u8]) -> Option<String> {
-    let fine = text.iter().all(|b| b.is_ascii_graphic());
-    fine.then(|| String::from_utf8_lossy(text).into_owned())
+    let printable = text.iter().all(u8::is_ascii_graphic);
+    printable.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// Makes a text from outside fit for a log: on one line, without what a terminal would act on, at
-/// most 200 characters; and hidden as a whole where it gives a secret away.
+/// Escapes what a terminal would act on, so that the text stays on one line.
+pub fn escape(text: &OsStr) -> String {
+    let is_quote = |c: char| "\"'\\".contains(c);
+    let escape = |c: char| if is_quote(c) { c.to_string() } else { c.escape_debug().to_string() };
+    text.to_string_lossy().chars().map(escape).collect()
+}
+
+/// Makes a text from outside fit for a log: escaped, short, and hidden entirely if it contains one of the secrets.
 pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
-    let mut line = String::new();
-    for c in text.trim().chars() {
-        match c {
-            '"' | '\'' | '\\' => line.push(c),
-            c => line.extend(c.escape_debug()),
-        }
-    }
-    match secrets.into_iter().any(|secret| secret.is_in(text) || secret.is_in(&line)) {
-        true => REDACTED.to_owned(),
-        false => shorten(line),
-    }
+    let line = escape(text.trim().as_ref());
+    let reveals = secrets.into_iter().any(|secret| secret.is_in(text) || secret.is_in(&line));
+    if reveals { HIDDEN.to_owned() } else { shorten(line) }
 }
 
-/// The first 200 characters of a line.
 pub fn shorten(line: String) -> String {
     match line.char_indices().nth(MAX_SHOWN) {
         Some(_) => line.chars().take(MAX_SHOWN - 1).chain(['…']).collect(),
@@ -118,12 +93,18 @@ pub fn shorten(line: String) -> String {
     }
 }
 
+/// Returns true if the text may contain an unknown secret: 32 or more letters and digits in a row, except `known`.
+pub fn has_token(text: &str, known: &str) -> bool {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words.any(|word| word.len() >= TOKEN && word != known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn debug_hides() {
+    fn debug_hides_the_secret() {
         let secret = Secret::new("sk-do-not-show");
         assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[hidden] Some([hidden])");
     }
@@ -134,16 +115,17 @@ mod tests {
         assert_eq!(key(b"sk-1\r\n").as_deref(), Ok("sk-1"));
         assert_eq!(key(b" \tsk-1  ").as_deref(), Ok("sk-1"));
         assert_eq!(key(&[b'k'; 8000]).map(|key| key.len()), Ok(8000));
-        assert_eq!(key(b" \n"), Err("holds no key"));
+        let too_long = [b'k'; 8001];
         for bad in [
             &b"sk 1"[..],
+            b" \n",
             b"sk\n1",
             "ключ".as_bytes(),
             b"\xff",
             b"a\0b",
             b"\"sk-1\"",
             b"'sk-1'",
-            &[b'k'; 8001],
+            &too_long,
         ] {
             assert!(key(bad).is_err(), "{bad:?}");
         }
@@ -161,41 +143,47 @@ mod tests {
 
     #[test]
     fn signatures() {
-        for good in ["a.b.c", "eyJh.e30.c2ln-_", "a.b."] {
+        for good in ["a.b.c", "eyJh.e30.c2ln-_"] {
             assert!(Secret::signature(good).is_some(), "{good}");
         }
-        for bad in ["", "a", "a.b", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c="] {
+        let too_long = format!("a.b.{}", "c".repeat(7997));
+        for bad in
+            ["", "a", "a.b", "a.b.", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c=", &too_long]
+        {
             assert!(Secret::signature(bad).is_none(), "{bad}");
         }
     }
 
     #[test]
-    fn outside_text_becomes_harmless() {
+    fn text_from_outside_becomes_harmless() {
         let clean = |text: &str| redact(text, []);
         assert_eq!(clean("  plain 'text' \"here\" \\ "), "plain 'text' \"here\" \\");
         assert_eq!(clean("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"), r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}");
-        assert_eq!(shorten("x".repeat(200)), "x".repeat(200));
-        assert_eq!(shorten("é".repeat(201)), "é".repeat(199) + "…");
+        assert_eq!(clean(&"x".repeat(200)), "x".repeat(200));
+        assert_eq!(clean(&"é".repeat(201)), "é".repeat(199) + "…");
     }
 
     #[test]
-    fn a_text_that_gives_a_secret_away_is_hidden_whole() {
-        let key = Secret::new("sk-0123456789ABCdef");
-        let short = Secret::new("hush");
-        for text in [
-            "the key is sk-0123456789ABCdef.",
-            "sk-01234",
-            "89abcDEF",
-            "a 56789AbC b",
-            "SK-0123456789ABCDEF",
-            "it is HusH!",
-        ] {
+    fn a_text_with_a_known_secret_is_hidden_entirely() {
+        let (key, short) = (Secret::new("sk-0123456789ABCdef"), Secret::new("hush"));
+        for text in ["the key is sk-0123456789ABCdef.", "sk-01234", "89abcDEF", "a 56789AbC b", "it is HusH!"]
+        {
             assert_eq!(redact(text, [&key, &short]), "[hidden]", "{text}");
         }
-        // Only the escaped text holds it.
+        // Only the escaped text contains it.
         assert_eq!(redact("x\u{1}y", [&Secret::new(r"x\u{1}y")]), "[hidden]");
         for text in ["sk-0123", "9abcdef", "sk-0123 456789a", "hus h", ""] {
             assert_eq!(redact(text, [&key, &short, &Secret::new("")]), text);
+        }
+    }
+
+    #[test]
+    fn a_possible_secret_is_found() {
+        let token = "a1".repeat(16);
+        assert!(has_token(&format!("secret={token}."), ""));
+        assert!(has_token(&format!("{token} {token}x"), &token));
+        for text in [&token, &token[1..], "27d1f5ac-11da-4592-828d-1bd6e6212e9d"] {
+            assert!(!has_token(text, &token), "{text}");
         }
     }
 }

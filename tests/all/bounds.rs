@@ -1,73 +1,134 @@
-//! What a step may take at most, each to the end: these tests come first, as they take the longest.
+//! The time limits, each to its end. These tests take the longest, and their name makes them start first.
 
-use std::io::Read;
-use std::process::Stdio;
+use std::io::{PipeReader, Read};
+use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::portal::{Act, LOG, Stand, Step, good_run, line, looked, on, reply};
-use crate::run::{self, finish, rotate, run, send};
+use crate::mock::{
+    Action, Expect, LOG, MockPortal, SECRET, expect_then, good_run, json, line, ready, recorded, regenerate,
+    revoke, sign_in, without_body,
+};
+use crate::rotate::{NOT_REVOKED, UNCHANGED, UNKNOWN, run_script};
+use crate::run::{finish, for_each, full_pipe, read_until, rotate, send};
+use crate::servers::run_at;
 
-#[test]
-fn a_stdout_that_nobody_reads_is_6_in_the_end() {
-    let (_reader, writer) = run::full_pipe();
-    let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
-    let mut command = rotate(&stand);
-    let child =
-        command.args(["-q", "--timeout", "1.5"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    let lost = finish(&command, child);
-    lost.is(6, "", &["docspace-rotate: timed out while writing the new secret to stdout; the client has a new secret that …"]);
+fn silent(request: &'static str) -> Expect {
+    expect_then(request, [Action::Hang])
 }
 
-/// The hand-over has its 30 s, and the connection is kept for that long.
 #[test]
-fn a_stdout_that_is_read_late_gets_the_secret() {
-    let (mut reader, writer) = run::full_pipe();
-    let stand = Stand::script(good_run());
-    let mut command = rotate(&stand);
-    command.args(["-q", "--timeout", "1.5"]).stdout(writer).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
-    drop(command);
-    stand.wait_for(3);
-    thread::sleep(Duration::from_secs(17));
+fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
+    let no_connection = Expect::Connection(vec![Action::Hang]);
+    let slow = vec![
+        (0, no_connection, "was not reached for [GET token]: no connection within 10 s"),
+        (1, silent("HEAD client"), "gave no usable answer to [HEAD client]: no reply in time"),
+    ];
+    for_each(slow, |(position, expected, why)| {
+        let (mut script, mut log) = (good_run(), LOG.to_vec());
+        script.insert(position, expected);
+        let retry = format!("127.0.0.1 {why}, trying again in 1s");
+        log.insert(position, &retry);
+        run_at(true, script, &[]).0.is(0, &line(), &log);
+    });
+}
+
+#[test]
+fn what_has_begun_when_the_time_is_up_gets_10_s() {
+    let late = |call, seconds, reply| {
+        expect_then(call, [Action::Sleep(Duration::from_secs(seconds)), Action::Send(reply)])
+    };
+    let script = vec![
+        sign_in(),
+        late("HEAD client", 1, without_body(recorded("get-200"))),
+        late("PATCH regenerate", 5, recorded("patch-200")),
+        late("DELETE revoke", 3, recorded("delete-200")),
+    ];
+    run_script(script, &["--timeout", "2"]).is(0, &line(), &LOG);
+}
+
+/// The state is known again, although no time is left.
+#[test]
+fn a_busy_portal_that_says_so_after_the_time_limit_is_4() {
+    let busy = [Action::Sleep(Duration::from_millis(2500)), Action::Send(recorded("patch-429"))];
+    let run = run_script(ready([expect_then("PATCH regenerate", busy)]), &["--timeout", "2"]);
+    run.fails_with(4, UNCHANGED);
+}
+
+#[test]
+fn silence_ends_the_run_in_the_state_of_its_step() {
+    let cases = vec![
+        (0, "GET token", &[][..], 1, 4, UNCHANGED),
+        (2, "PATCH regenerate", &[], 10, 7, UNKNOWN),
+        (3, "DELETE revoke", &[], 10, 5, NOT_REVOKED),
+        // Alone, it has changed nothing yet.
+        (1, "DELETE revoke", &["--only=revoke"], 1, 4, UNCHANGED),
+    ];
+    for_each(cases, |(position, call, only, seconds, status, words)| {
+        let script = good_run().into_iter().take(position).chain([silent(call)]).collect();
+        let start = Instant::now();
+        let run = run_script(script, &[&["-q", "--timeout", "1.5"], only].concat());
+        let stdout = if status == 5 { line() } else { String::new() };
+        let error = format!("docspace-rotate: timed out during [{call}] at 127.0.0.1; {words}");
+        run.is(status, &stdout, &[&error]);
+        let took = start.elapsed().as_secs();
+        assert!((seconds..seconds + 4).contains(&took), "{took} s, not {seconds} s\n{run}");
+    });
+}
+
+/// The time limit ends the wait for the rest, but does not lose what came.
+#[test]
+fn a_secret_that_came_late_in_a_body_without_end_is_delivered() {
+    let reply = String::from_utf8(json(format!(r#"{{"client_secret":"{SECRET}"}}"#))).unwrap();
+    let without_end = reply.replace("Content-Length: ", "Content-Length: 9");
+    let late = [Action::Sleep(Duration::from_secs(6)), Action::Send(without_end.into()), Action::Hang];
+    let run = run_script(ready([expect_then("PATCH regenerate", late), revoke()]), &["--timeout", "3"]);
+    run.is(0, &line(), &LOG);
+}
+
+#[test]
+fn a_body_has_5_s_after_its_header() {
+    let reply = recorded("patch-200");
+    let half = Action::Send(reply[..reply.len() - 30].to_vec());
+    let script = ready([expect_then("PATCH regenerate", [half, Action::Hang])]);
+    run_script(script, &[])
+        .fails_with(7, "[PATCH regenerate] with status 200: truncated JSON; the client may ");
+}
+
+/// Starts a run whose stdout is a full pipe, and waits until it delivers.
+fn start_blocked(portal: &MockPortal) -> (PipeReader, Command, Child) {
+    let (reader, writer) = full_pipe();
+    let mut command = rotate(portal);
+    command.args(["--timeout", "1.5"]).stderr(Stdio::piped());
+    let mut child = command.stdout(writer).spawn().unwrap();
+    command.stdout(Stdio::null());
+    read_until(&mut child, "Client secret has been regenerated.\n");
+    (reader, command, child)
+}
+
+#[test]
+fn a_delivery_that_nothing_reads_ends_after_10_s() {
+    for_each(vec![(6, "timed out"), (143, "ended by SIGTERM")], |(status, cause)| {
+        let portal = MockPortal::new(ready([regenerate()]));
+        let (_reader, command, child) = start_blocked(&portal);
+        if status == 143 {
+            send(&child, libc::SIGTERM);
+        }
+        let state = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
+        let error = format!("docspace-rotate: {cause} during the delivery; {state}");
+        finish(&command, child).is(status, "", &[&error]);
+    });
+}
+
+/// After a second without use a connection is not used again.
+#[test]
+fn a_late_delivery_succeeds_and_the_revocation_gets_a_new_connection() {
+    let portal = MockPortal::new(good_run());
+    let (mut reader, command, child) = start_blocked(&portal);
+    thread::sleep(Duration::from_secs(4));
     let mut text = vec![];
     reader.read_to_end(&mut text).unwrap();
     assert!(text.ends_with(line().as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(stand.connections(), 1);
-}
-
-#[test]
-fn an_attempt_at_a_safe_call_has_thirty_seconds() {
-    let mut script = good_run();
-    script.insert(1, Step::Request("HEAD client", vec![Act::Hang]));
-    let stand = Stand::script(script);
-    let retry = "[HEAD client] No answer: no reply in time, trying again in 1 s";
-    run(&mut rotate(&stand)).is(0, &line(), &[LOG[0], retry, LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]]);
-}
-
-#[test]
-fn an_attempt_at_a_connection_has_ten_seconds() {
-    let (_folder, certificates, ca) = run::authority();
-    let mut script = good_run();
-    script.insert(0, Step::Accepted(vec![Act::Hang]));
-    let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
-    let retry = "[GET token] Not sent: no connection within 10 s, trying again in 1 s";
-    let log = [retry, LOG[0], LOG[1], LOG[2], LOG[3], LOG[4], LOG[5]];
-    run(rotate(&stand).arg("--cacert").arg(ca)).is(0, &line(), &log);
-}
-
-/// What nobody reads is lost in the end: a signal is held, and the timer is not.
-#[test]
-fn a_signal_that_is_held_is_named_when_the_time_is_up() {
-    let (_reader, writer) = run::full_pipe();
-    let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
-    let mut command = rotate(&stand);
-    command.args(["--timeout", "1.5"]);
-    let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    crate::signals::read_until(&mut child, "Client secret has been regenerated.\n");
-    send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: timed out after SIGTERM while writing the new secret to stdout; the client has a new secret that may not have been handed over; fix the output or the command, then run again";
-    finish(&command, child).is(6, "", &[error]);
+    finish(&command, child).is(0, "", &LOG[4..]);
+    assert_eq!(portal.connections(), 3);
 }

@@ -1,12 +1,8 @@
-//! The program end to end, through the real binary and against the stand-in portal. One test
-//! binary, with a module a concern.
-#![allow(clippy::unwrap_used)] // A test that can't go on may panic.
+//! The program end to end: the real binary against a mock portal. One test binary, with a module a concern.
+#![allow(clippy::unwrap_used)] // A test that cannot go on may panic.
 
-#[path = "../portal/mod.rs"]
-mod portal;
-#[path = "../portal/proxy.rs"]
-mod proxies;
-#[path = "../portal/run.rs"]
+#[path = "../mock/mod.rs"]
+mod mock;
 mod run;
 
 mod bounds;
@@ -17,11 +13,10 @@ mod faults;
 mod output;
 mod proxy;
 mod random;
-mod recipes;
 mod rotate;
 #[cfg(target_os = "linux")]
 mod scratch;
+mod servers;
 mod signals;
-mod stale;
 mod tls;
 mod verify;

@@ -1,270 +1,141 @@
-//! Proxies, end to end: chosen, not chosen, refused, dead, slow; credentials sent and never shown.
+//! Proxies: chosen, bypassed, refusing, dead and slow; their credentials are sent and never shown.
 
 use std::process::Command;
 use std::time::Duration;
 
-use crate::portal::{Act, BEARER, Certificates, KEY, Stand, Step, anew, good_run, line};
-use crate::proxies::{Proxy, Then};
-use crate::run::{self, Folder, Run, rotate, run};
+use crate::mock::proxy::{Behavior, MockProxy};
+use crate::mock::{Action, Expect, KEY, LOG, MockPortal, expect_then, good_run, line, ready, response};
+use crate::run::{Folder, authority, for_each, rotate, run};
 
-/// How an error of the proxy's ends.
-const PROXY: &str = "; the client's secret is unchanged; check the proxy and its user and password";
-
-/// A name that only the proxy knows a way to.
+/// A name that only the proxy can resolve.
 const PORTAL: &str = "portal.invalid";
 
+/// A portal over TLS that is reached through a proxy, and the folder with the CA file for both.
 struct Scene {
+    proxy: MockProxy,
+    portal: MockPortal,
     folder: Folder,
-    certificates: Certificates,
-    stand: Stand,
 }
 
 impl Scene {
-    fn new(script: Vec<Step>) -> Scene {
-        let folder = Folder::new();
-        let certificates = Certificates::new();
-        folder.file("ca.pem", &certificates.ca_pem);
-        let stand = Stand::script_over(Some(certificates.server(PORTAL)), script);
-        Scene { folder, certificates, stand }
+    fn new(scheme: &str, behavior: Behavior, script: Vec<Expect>) -> Scene {
+        let (folder, certificates, _) = authority();
+        let portal = MockPortal::tls(certificates.server(PORTAL), script);
+        let tls = (scheme == "https").then(|| certificates.server("127.0.0.1"));
+        Scene { proxy: MockProxy::start(portal.at, tls, behavior), portal, folder }
     }
 
-    fn proxy(&self, then: Then) -> Proxy {
-        Proxy::start(self.stand.at, None, then)
-    }
-
-    /// The program, told of a proxy, quiet, for a portal behind it.
+    /// Returns a command with a proxy in this variable.
     fn rotate(&self, variable: &str, value: &str) -> Command {
-        let mut command = rotate(&self.stand);
-        command.env(variable, value).args(["-q", "--url", &format!("https://{PORTAL}")]);
+        let mut command = rotate(&self.portal);
+        command.env(variable, value).args(["-q", "--url", "https://portal.invalid"]);
         command.arg("--cacert").arg(self.folder.path("ca.pem"));
         command
     }
 }
 
-/// The password in a proxy's address is in no output.
-fn run_hiding(password: &str, command: &mut Command) -> Run {
-    let done = run(command);
-    assert!(!done.stderr.contains(password), "{done}");
-    done
-}
-
 #[test]
-fn a_connect_proxy_gets_the_name_and_the_credentials_and_no_key() {
-    let scene = Scene::new(good_run());
-    let proxy = scene.proxy(Then::Through);
-    let value = format!("http://us%40er:pass%3Aword@{}", proxy.at);
+fn a_connect_proxy_gets_the_name_and_the_credentials_but_not_the_key() {
+    let scene = Scene::new("http", Behavior::Forward, good_run());
+    let value = format!("http://us%40er:pass%3Aword@{}", scene.proxy.at);
     run(&mut scene.rotate("HTTPS_PROXY", &value)).is(0, &line(), &[]);
-    let asked = proxy.asked();
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    assert!(asked[0].starts_with("CONNECT portal.invalid:443 HTTP/1.1\r\n"), "{asked:?}");
-    // us@er:pass:word
-    assert!(asked[0].contains("\r\nProxy-Authorization: Basic dXNAZXI6cGFzczp3b3Jk\r\n"), "{asked:?}");
-    assert!(!asked[0].contains(KEY), "{asked:?}");
-    assert_eq!(scene.stand.connections(), 1);
-    assert_eq!(scene.stand.requests()[0].header("host"), Some(PORTAL));
-    assert!(scene.stand.requests().iter().all(|r| r.header("proxy-authorization").is_none()));
+    assert_eq!((scene.proxy.requests().len(), scene.portal.connections()), (2, 2));
+    for request in scene.proxy.requests() {
+        assert!(request.starts_with("CONNECT portal.invalid:443 HTTP/1.1\r\n"), "{request}");
+        // us@er:pass:word
+        assert!(request.contains("\r\nProxy-Authorization: Basic dXNAZXI6cGFzczp3b3Jk\r\n"), "{request}");
+        assert!(!request.contains(KEY), "{request}");
+    }
+    for request in scene.portal.requests() {
+        assert_eq!((request.header("host"), request.header("proxy-authorization")), (Some(PORTAL), None));
+    }
 }
 
 #[test]
-fn socks_proxies_get_the_name_to_look_up() {
-    for (scheme, asked) in [
-        ("socks5", "user password portal.invalid"),
-        ("socks5h", "user password portal.invalid"),
-        ("socks4a", "portal.invalid"),
-        ("socks4", "portal.invalid"),
+fn a_socks_proxy_resolves_the_name() {
+    for (scheme, credentials, request) in [
+        ("socks5", "user:password@", "user password portal.invalid"),
+        ("socks5h", "user:password@", "user password portal.invalid"),
+        ("socks5", "", "portal.invalid"),
+        ("socks4a", "", "portal.invalid"),
+        ("socks4", "", "portal.invalid"),
     ] {
-        let scene = Scene::new(good_run());
-        let proxy = scene.proxy(Then::Through);
-        let credentials = if scheme.starts_with("socks5") { "user:password@" } else { "" };
-        let value = format!("{scheme}://{credentials}{}", proxy.at);
+        let scene = Scene::new(scheme, Behavior::Forward, good_run());
+        let value = format!("{scheme}://{credentials}{}", scene.proxy.at);
         run(&mut scene.rotate("ALL_PROXY", &value)).is(0, &line(), &[]);
-        assert_eq!(proxy.asked(), [asked]);
+        assert_eq!(scene.proxy.requests(), [request; 2]);
     }
 }
 
 #[test]
-fn a_proxy_may_be_spoken_to_over_tls() {
-    let scene = Scene::new(good_run());
-    let tls = scene.certificates.server("127.0.0.1");
-    let proxy = Proxy::start(scene.stand.at, Some(tls), Then::Through);
-    let value = format!("https://user:hush@{}", proxy.at);
-    run_hiding("hush", &mut scene.rotate("https_proxy", &value)).is(0, &line(), &[]);
-    assert_eq!(proxy.asked().len(), 1);
+fn a_plain_address_goes_through_connect_too_unless_no_proxy_contains_it() {
+    for (no_proxy, requests) in [("example.com", 2), ("example.com,127.0.0.0/8", 0)] {
+        let portal = MockPortal::new(good_run());
+        let proxy = MockProxy::start(portal.at, None, Behavior::Forward);
+        let mut command = rotate(&portal);
+        command.env("http_proxy", proxy.at.to_string()).env("NO_PROXY", no_proxy);
+        run(&mut command).is(0, &line(), &LOG);
+        let connect = format!("CONNECT {} HTTP/1.1\r\n", portal.at);
+        assert_eq!(proxy.requests().len(), requests);
+        assert!(proxy.requests().iter().all(|request| request.starts_with(&connect)));
+    }
 }
 
 #[test]
-fn a_plain_address_goes_through_connect_too() {
-    let stand = Stand::script(good_run());
-    let proxy = Proxy::start(stand.at, None, Then::Through);
-    let mut command = rotate(&stand);
-    command.env("http_proxy", proxy.at.to_string()).args([
-        "-q",
-        "--allow-http",
-        "--url",
-        "http://portal.invalid",
-    ]);
-    run(&mut command).is(0, &line(), &[]);
-    assert!(proxy.asked()[0].starts_with("CONNECT portal.invalid:80 HTTP/1.1\r\n"));
-}
-
-#[test]
-fn a_proxy_that_is_not_for_this_address_is_not_asked() {
-    for variables in [
-        &[("https_proxy", "proxy"), ("NO_PROXY", "example.com,127.0.0.1")][..],
-        &[("ALL_PROXY", "proxy"), ("no_proxy", "*")],
-        &[("ALL_PROXY", "proxy"), ("no_proxy", "127.0.0.0/8")],
-        // For the other scheme, and the one that a web server makes of a request's header.
-        &[("http_proxy", "proxy"), ("HTTP_PROXY", "proxy")],
-        &[("https_proxy", "")],
+fn a_proxy_that_refuses_is_3_and_one_that_fails_is_4() {
+    let refused = |status: &str| response(status, "", "");
+    for (scheme, answer, status, why) in [
+        ("http", refused("407 "), 3, "the proxy refused with status 407; "),
+        ("http", refused("403 "), 3, "the proxy refused with status 403; "),
+        ("http", refused("302 "), 3, "the proxy refused with status 302; "),
+        ("http", refused("408 "), 4, "the proxy refused with status 408, and the next attempt"),
+        ("http", refused("429 "), 4, "the proxy refused with status 429, and the next attempt"),
+        ("http", refused("502 "), 4, "the proxy refused with status 502, and the next attempt"),
+        ("http", b"garbage\r\n\r\n".to_vec(), 4, "the reply is not HTTP, and the next attempt"),
+        ("http", vec![], 4, ", and the next attempt"),
+        // The portal refuses the connection.
+        ("socks5", vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0], 4, ", and the next attempt"),
     ] {
-        let (_folder, certificates, ca) = run::authority();
-        let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
-        let proxy = Proxy::start(stand.at, None, Then::Through);
-        let mut command = rotate(&stand);
-        for (name, value) in variables {
-            command.env(name, value.replace("proxy", &proxy.at.to_string()));
+        let scene = Scene::new(scheme, Behavior::Answer(answer, Duration::ZERO), vec![]);
+        let value = format!("{scheme}://user:hush@{}", scene.proxy.at);
+        let run = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.9"]));
+        let peer = format!("portal.invalid through the proxy {} from HTTPS_PROXY", scene.proxy.at);
+        run.fails_with(status, &format!("docspace-rotate: {peer} was not reached for [GET token]: "));
+        let next = if status == 3 { "; check the address, CA, proxy, " } else { "; run again later" };
+        run.fails_with(status, why).fails_with(status, next);
+        assert!(!run.stderr.contains("hush"), "{run}");
+        assert_eq!(scene.proxy.requests().len(), 1);
+    }
+    let scene = Scene::new("http", Behavior::Forward, vec![]);
+    let run = run(scene.rotate("HTTPS_PROXY", "user:hush@127.0.0.1:1").args(["--timeout", "0.9"]));
+    run.fails_with(4, " the proxy 127.0.0.1:1 from HTTPS_PROXY was not reached for [GET token]: Connection ");
+}
+
+/// Each byte of its answer comes in time, but not the whole.
+#[test]
+fn a_slow_proxy_is_ended_by_the_timer() {
+    let header = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(200));
+    let slow = Behavior::Answer(header.into_bytes(), Duration::from_millis(50));
+    let scene = Scene::new("http", slow, vec![]);
+    let run = run(scene.rotate("HTTPS_PROXY", &scene.proxy.at.to_string()).args(["--timeout", "1.5"]));
+    let peer = format!("portal.invalid through the proxy {} from HTTPS_PROXY", scene.proxy.at);
+    run.fails_with(4, &format!(": timed out during [GET token] at {peer}; "));
+}
+
+/// The handshake with the proxy itself does not count, even where it is over TLS.
+#[test]
+fn failures_beyond_a_proxy_are_as_without_one() {
+    for_each(vec!["http", "https", "socks5"], |scheme| {
+        let lost = expect_then("PATCH regenerate", [Action::Close]);
+        let reset = || Expect::Connection(vec![Action::Reset]);
+        for (failures, status, words) in [
+            (vec![lost], 7, "gave no usable answer to [PATCH regenerate]: "),
+            // The third attempt would be after 3 s.
+            (vec![reset(), reset()], 4, "was not reached for [PATCH regenerate]: "),
+        ] {
+            let scene = Scene::new(scheme, Behavior::Forward, ready(failures));
+            let mut command = scene.rotate("HTTPS_PROXY", &format!("{scheme}://{}", scene.proxy.at));
+            run(command.args(["--timeout", "2.9"])).fails_with(status, words);
         }
-        run(command.arg("-q").arg("--cacert").arg(ca)).is(0, &line(), &[]);
-        assert_eq!(proxy.asked().len(), 0, "{variables:?}");
-    }
-}
-
-#[test]
-fn a_dead_or_refusing_proxy_is_4_and_one_that_answers_4xx_3() {
-    let http = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes();
-    for (scheme, answer, status, said) in [
-        (
-            "http",
-            http("407 Proxy Authentication Required"),
-            3,
-            "refused to connect to portal.invalid: status 407; ",
-        ),
-        ("http", http("403 Forbidden"), 3, "refused to connect to portal.invalid: status 403; "),
-        ("http", http("408 Request Timeout"), 4, "status 408 (through the proxy "),
-        ("http", http("302 Found"), 3, "refused to connect to portal.invalid: status 302; "),
-        ("http", http("429 Too Many Requests"), 4, "status 429 (through the proxy "),
-        ("http", http("502 Bad Gateway"), 4, "status 502 (through the proxy "),
-        ("http", b"garbage\r\n\r\n".to_vec(), 4, "the reply is not HTTP"),
-        ("http", vec![], 4, "proxy server did not respond"),
-        // Connection not allowed by the rules; refused by the host.
-        ("socks5", vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0], 3, "invalid: connection not allowed by ruleset; "),
-        ("socks5", vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
-        // Rejected or failed; no identd; another user.
-        ("socks4", vec![0, 91, 0, 0, 0, 0, 0, 0], 4, "(through the proxy 127.0.0.1:"),
-        ("socks4", vec![0, 92, 0, 0, 0, 0, 0, 0], 3, "refused to connect to portal.invalid: "),
-        ("socks4", vec![0, 93, 0, 0, 0, 0, 0, 0], 3, "refused to connect to portal.invalid: "),
-    ] {
-        let scene = Scene::new(vec![]);
-        let proxy = scene.proxy(Then::Answer(answer, Duration::ZERO));
-        let credentials = if scheme == "socks4" { "" } else { "user:hush@" };
-        let value = format!("{scheme}://{credentials}{}", proxy.at);
-        let mut command = scene.rotate("HTTPS_PROXY", &value);
-        command.env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9"]);
-        let done = run_hiding("hush", &mut command);
-        assert_eq!((done.status, done.stdout.as_str()), (Some(status), ""), "{done}");
-        assert!(done.error().contains(said), "{done}");
-        assert!(done.error().contains(&format!("the proxy {} from HTTPS_PROXY", proxy.at)), "{done}");
-        let next = if status == 3 { PROXY } else { "; run again later" };
-        assert!(done.error().ends_with(next), "{done}");
-        assert_eq!(proxy.asked().len(), 1);
-    }
-    let closed = "127.0.0.1:1";
-    let scene = Scene::new(vec![]);
-    let value = format!("user:hush@{closed}");
-    let done = run_hiding("hush", scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "0.9"]));
-    assert_eq!(done.status, Some(4), "{done}");
-    assert!(
-        done.error().contains(&format!("Connection refused (through the proxy {closed} from HTTPS_PROXY)")),
-        "{done}"
-    );
-}
-
-#[test]
-fn a_socks_proxy_that_lets_nobody_or_not_us_in_is_3() {
-    // The proxy's answers to the greeting and to the password are all that it says.
-    for (answers, why) in [
-        (vec![[5, 2], [1, 1]], "password authentication failed"),
-        (vec![[5, 0xff]], "no acceptable auth methods"),
-        (vec![[5, 1]], "unknown auth method"),
-    ] {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let at = listener.local_addr().unwrap();
-        let proxy = std::thread::spawn(move || {
-            use std::io::{Read, Write};
-            let (mut client, _) = listener.accept().unwrap();
-            for answer in answers {
-                assert_ne!(client.read(&mut [0; 512]).unwrap(), 0);
-                client.write_all(&answer).unwrap();
-            }
-        });
-        let scene = Scene::new(vec![]);
-        let done = run_hiding("hush", &mut scene.rotate("HTTPS_PROXY", &format!("socks5://user:hush@{at}")));
-        proxy.join().unwrap();
-        let error = format!(
-            "docspace-rotate: the proxy {at} from HTTPS_PROXY refused to connect to portal.invalid: {why}{PROXY}"
-        );
-        done.is(3, "", &[&error]);
-    }
-}
-
-/// Each piece of its answer comes in time, all of it does not.
-#[test]
-fn a_slow_proxy_is_held_to_the_limit() {
-    let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(200));
-    let scene = Scene::new(vec![]);
-    let proxy = scene.proxy(Then::Answer(endless.into_bytes(), Duration::from_millis(50)));
-    let value = format!("http://{}", proxy.at);
-    let done = run(scene.rotate("HTTPS_PROXY", &value).args(["--timeout", "1.5"]));
-    assert_eq!(done.status, Some(4), "{done}");
-    assert!(
-        done.error().contains(&format!(
-            ": timed out during [GET token] at portal.invalid through the proxy {}; ",
-            proxy.at
-        )),
-        "{done}"
-    );
-}
-
-#[test]
-fn beyond_the_proxy_all_is_as_without_one() {
-    let folder = Folder::new();
-    for (script, status, said) in [
-        (
-            anew([Step::Request("PATCH regenerate", vec![Act::Close])]),
-            7,
-            "gave no usable answer to [PATCH regenerate]",
-        ),
-        (anew([Step::Accepted(vec![Act::Reset])]), 4, "was not reached for [PATCH regenerate]"),
-    ] {
-        let scene = Scene::new(script);
-        let proxy = scene.proxy(Then::Through);
-        let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
-        command.env("DOCSPACE_API_KEY", BEARER).args(["--timeout", "0.9"]);
-        let done = run(&mut command);
-        assert_eq!(done.status, Some(status), "{done}");
-        assert!(done.error().contains(said), "{done}");
-    }
-    // A certificate that nobody vouches for.
-    let scene = Scene::new(vec![]);
-    let proxy = scene.proxy(Then::Through);
-    let other = folder.file("other.pem", Certificates::new().ca_pem);
-    let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
-    let done = run(command.arg("--cacert").arg(other));
-    assert_eq!(done.status, Some(3), "{done}");
-    assert!(
-        done.error().contains(" from HTTPS_PROXY failed: invalid peer certificate: UnknownIssuer; "),
-        "{done}"
-    );
-}
-
-/// The limit on reaching a proxy is over, and the way through it stands.
-#[test]
-fn a_way_that_stands_is_held_to_no_limit_of_the_proxys() {
-    let mut script = good_run();
-    let late = vec![Act::Sleep(Duration::from_millis(1500)), Act::Send(crate::portal::reply("delete-200"))];
-    script[3] = Step::Request("DELETE revoke", late);
-    let scene = Scene::new(script);
-    let proxy = scene.proxy(Then::Through);
-    let mut command = scene.rotate("HTTPS_PROXY", &proxy.at.to_string());
-    run(command.args(["--timeout", "1"])).is(0, &line(), &[]);
+    });
 }

@@ -1,279 +1,338 @@
-//! SIGHUP, SIGINT, SIGTERM and SIGALRM at every step: the status, the one line, and what is left behind.
+//! SIGHUP, SIGINT, SIGTERM and SIGALRM: which end the run at once, which are deferred, and what the line says.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use crate::portal::{Act, SECRET, Stand, Step, good_run, held, http, looked, on, reply};
-use crate::run::{self, Folder, finish, rotate, send, start};
+use libc::{SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGSTOP, SIGTERM};
 
-/// Sends the signal when so many requests have come, and takes the answer to the last of them away.
-fn end_at(request: usize, signal: i32, args: &[&str]) -> run::Run {
-    let (answer, gate) = channel();
-    let mut script = good_run();
-    if args.contains(&"revoke") {
-        script.drain(1..3);
-    }
-    script.truncate(request);
-    if let Some(Step::Request(_, acts)) = script.last_mut() {
-        acts.insert(0, Act::Wait(gate));
-    }
-    let stand = Stand::script(script);
-    let mut command = rotate(&stand);
-    let child = start(command.arg("-q").args(args));
-    stand.wait_for(request);
-    send(&child, signal);
-    let done = finish(&command, child);
-    drop(answer);
-    done
+use crate::mock::{
+    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, gated, good_run, line, ready,
+    recorded, regenerate, response, revoke, sign_in, wait_until,
+};
+use crate::run::{self, Folder, Run, authority, finish, for_each, read_until, rotate, send, start};
+
+const UNCHANGED: &str = "the client's secret is unchanged; run again later";
+const UNKNOWN: &str = "the client may or may not have a new secret; \
+                       treat the old secret as revoked and run again in a few minutes";
+const NOT_DELIVERED: &str = "the client has a new secret that may not have been delivered; \
+                             fix the output or the command, then run again";
+const DELIVERED: &str = "the new secret was delivered, but the consent may still be in force; \
+                         run again with --only revoke";
+const NOT_VERIFIED: &str =
+    "the new secret was delivered, but not verified; check that the client can sign in with it";
+
+/// Returns the line of a run that a signal or the timer has ended.
+fn ended(cause: &str, step: &str, state: &str) -> String {
+    let at = if step.starts_with('[') { " at 127.0.0.1" } else { "" };
+    let when = if step == "the delivery" && state != NOT_DELIVERED { "after" } else { "during" };
+    format!("docspace-rotate: {cause} {when} {step}{at}; {state}")
+}
+
+/// A request, and the parts of its reply that come before and after the signals. An empty second part is silence.
+type Last<'a> = (&'static str, &'a [u8], &'a [u8]);
+
+/// Sends signals during the last request.
+fn signal_during(before: Vec<Expect>, last: Last, args: &[&str], signals: &[i32]) -> Run {
+    let (request, early, late) = last;
+    let (sent, gate) = channel();
+    let late = if late.is_empty() { Action::Hang } else { Action::Send(late.to_vec()) };
+    let last = expect_then(request, [Action::Send(early.to_vec()), Action::WaitFor(gate), late]);
+    let requests = before.len() + 1;
+    let portal = MockPortal::new(before.into_iter().chain([last]).collect());
+    let mut command = rotate(&portal);
+    let child = start(command.env("PATH", "/usr/bin:/bin").arg("-q").args(args));
+    portal.wait_for(requests);
+    signals.iter().for_each(|signal| send_and_wait(&child, *signal));
+    drop(sent);
+    finish(&command, child)
+}
+
+/// Sends a signal and waits until it is handled: of two pending signals the kernel chooses the order.
+fn send_and_wait(child: &Child, signal: i32) {
+    send(child, signal);
+    wait_for_status(child, "ShdPnd:\t0000000000000000");
+}
+
+/// Waits until the kernel's description of a process contains this text.
+fn wait_for_status(child: &Child, text: &str) {
+    let status = format!("/proc/{}/status", child.id());
+    assert!(wait_until(|| fs::read_to_string(&status).unwrap().contains(text)), "{text}");
 }
 
 #[test]
-fn each_step_is_named_with_the_state_that_it_leaves() {
-    let unchanged = "the client's secret is unchanged; run again later";
-    for (request, args, what, stdout) in [
-        (1, &[][..], format!("during [GET token] at 127.0.0.1; {unchanged}"), String::new()),
-        (2, &[], format!("during [HEAD client] at 127.0.0.1; {unchanged}"), String::new()),
-        (
-            3,
-            &[],
-            "during [PATCH regenerate] at 127.0.0.1; the client may or may not have a new secret; treat the old secret as revoked and run again in a few minutes".to_owned(),
-            String::new(),
-        ),
-        (
-            4,
-            &[],
-            "during [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke".to_owned(),
-            format!("{SECRET}\n"),
-        ),
-        (2, &["--only", "revoke"], format!("during [DELETE revoke] at 127.0.0.1; {unchanged}"), String::new()),
+fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
+    for (before, request, args, state, stdout) in [
+        (vec![], "GET token", &[][..], UNCHANGED, ""),
+        (vec![sign_in()], "HEAD client", &[], UNCHANGED, ""),
+        (ready([regenerate()]), "DELETE revoke", &[], DELIVERED, &line()),
+        (vec![sign_in()], "DELETE revoke", &["--only", "revoke"], UNCHANGED, ""),
+        (good_run(), "POST introspect", &["--verify"], NOT_VERIFIED, &line()),
     ] {
-        for (signal, name, status) in
-            [(libc::SIGHUP, "SIGHUP", 129), (libc::SIGINT, "SIGINT", 130), (libc::SIGTERM, "SIGTERM", 143)]
-        {
-            let done = end_at(request, signal, args);
-            done.is(status, &stdout, &[&format!("docspace-rotate: ended by {name} {what}")]);
+        let run = signal_during(before, (request, b"", b""), args, &[SIGTERM]);
+        run.is(143, stdout, &[&ended("ended by SIGTERM", &format!("[{request}]"), state)]);
+    }
+}
+
+#[test]
+fn a_signal_before_anything_is_sent_names_the_file() {
+    for (variable, file, what) in [
+        ("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", "the file in DOCSPACE_API_KEY_FILE"),
+        ("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE", "the file in DOCSPACE_CLIENT_ID_FILE"),
+        ("", "SSL_CERT_FILE", "the CA file"),
+    ] {
+        let folder = Folder::new();
+        let fifo = folder.fifo();
+        let mut command = run::program();
+        command.env("DOCSPACE_API_KEY", KEY).env("DOCSPACE_CLIENT_ID", CLIENT).env_remove(variable);
+        let child = start(command.env("DOCSPACE_BASE_URL", "http://[::1]:1").env(file, &fifo));
+        // Opening it for writing waits until the program has opened it.
+        let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+        send(&child, SIGTERM);
+        let error = format!("docspace-rotate: ended by SIGTERM while reading {what}; {UNCHANGED}");
+        finish(&command, child).is(143, "", &[&error]);
+    }
+}
+
+#[test]
+fn a_signal_ends_a_wait_for_another_attempt() {
+    let busy = |request| expect(request, response("429 ", "Retry-After: 60", ""));
+    for (script, step, state, stdout) in [
+        (vec![busy("GET token")], "[GET token]", UNCHANGED, ""),
+        (ready([busy("PATCH regenerate")]), "[PATCH regenerate]", UNCHANGED, ""),
+        (ready([regenerate(), busy("DELETE revoke")]), "[DELETE revoke]", DELIVERED, &line()),
+    ] {
+        let portal = MockPortal::new(script);
+        let mut command = rotate(&portal);
+        let mut child = start(&mut command);
+        read_until(&mut child, "trying again in 60");
+        read_until(&mut child, "\n");
+        send(&child, SIGTERM);
+        finish(&command, child).is(143, stdout, &[&ended("ended by SIGTERM", step, state)]);
+    }
+}
+
+/// Nothing of the PATCH has left before its handshake is finished.
+#[test]
+fn a_signal_during_the_handshake_for_the_patch_is_not_deferred() {
+    let (_folder, certificates, ca) = authority();
+    let hang = Expect::Connection(vec![Action::Hang]);
+    let portal = MockPortal::tls(certificates.server("127.0.0.1"), ready([hang]));
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q").arg("--cacert").arg(ca));
+    assert!(wait_until(|| portal.connections() == 2));
+    send(&child, SIGTERM);
+    finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)]);
+}
+
+#[test]
+fn the_first_signal_during_the_patch_is_deferred_until_the_secret_is_delivered() {
+    let reply = recorded("patch-200");
+    for (signals, cause, status) in [
+        (&[SIGHUP][..], "ended by SIGHUP", 129),
+        (&[SIGINT, SIGTERM], "ended by SIGINT", 130),
+        (&[SIGTERM, SIGINT, SIGHUP], "ended by SIGTERM", 143),
+    ] {
+        for received in [0, reply.len() - 30, reply.len() - 1] {
+            let patch = ("PATCH regenerate", &reply[..received], &reply[received..]);
+            let run = signal_during(ready([]), patch, &[], signals);
+            run.is(status, &line(), &[&ended(cause, "the delivery", DELIVERED)]);
+            let mut args = vec!["--only", "regenerate"];
+            // Nothing is left to do.
+            signal_during(ready([]), patch, &args, signals).is(0, &line(), &[]);
+            args.push("--verify");
+            let run = signal_during(ready([]), patch, &args, signals);
+            run.is(status, &line(), &[&ended(cause, "the delivery", NOT_VERIFIED)]);
         }
     }
 }
 
+/// SIGALRM is what the timer sends when the time is up. Otherwise, the pipe is read after the signal.
 #[test]
-fn a_signal_while_waiting_for_another_attempt_leaves_all_as_it_was() {
-    let stand = Stand::script(looked([on("PATCH regenerate", http("429 ", "Retry-After: 60", ""))]));
-    let mut command = rotate(&stand);
-    let mut child = start(&mut command);
-    read_until(&mut child, "trying again in 60 s\n");
-    send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: ended by SIGTERM before another [PATCH regenerate] at 127.0.0.1; the client's secret is unchanged; run again later";
-    finish(&command, child).is(143, "", &[error]);
-}
-
-/// Reads the log up to this text.
-pub fn read_until(child: &mut Child, text: &str) {
-    let mut log = String::new();
-    let stderr = child.stderr.as_mut().unwrap();
-    while !log.contains(text) {
-        let mut byte = [0];
-        stderr.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}: {log}"));
-        log.push(byte[0].into());
-    }
-}
-
-#[test]
-fn a_signal_while_waiting_to_revoke_says_that_the_secret_is_handed_over() {
-    let mut script = good_run();
-    script[3] = on("DELETE revoke", http("429 ", "Retry-After: 60", ""));
-    let stand = Stand::script(script);
-    let mut command = rotate(&stand);
-    let mut child = start(&mut command);
-    read_until(&mut child, "trying again in 60 s\n");
-    send(&child, libc::SIGINT);
-    let error = "docspace-rotate: ended by SIGINT before another [DELETE revoke] at 127.0.0.1; the new secret is handed over, but the consent may still be in force; run again with --only revoke";
-    finish(&command, child).is(130, &format!("{SECRET}\n"), &[error]);
-}
-
-#[test]
-fn a_signal_before_anything_is_sent_says_so() {
-    let folder = Folder::new();
-    let fifo = folder.fifo();
-    let stand = Stand::script(vec![]);
-    let mut command = rotate(&stand);
-    command.env_remove("DOCSPACE_API_KEY").env("DOCSPACE_API_KEY_FILE", &fifo);
-    let child = start(&mut command);
-    // Opening it for writing waits until the program has opened it.
-    let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
-    send(&child, libc::SIGTERM);
-    let error = "docspace-rotate: ended by SIGTERM while reading the file that DOCSPACE_API_KEY_FILE names; the client's secret is unchanged; run again later";
-    finish(&command, child).is(143, "", &[error]);
-}
-
-/// To a stdout or a FIFO that is read late.
-#[test]
-fn a_signal_while_the_secret_is_written_waits_until_it_is() {
-    let before = "before [DELETE revoke]; the new secret is handed over, but the consent may still be in force; run again with --only revoke";
-    for (args, status, error) in [
-        (&[][..], 143, Some(format!("docspace-rotate: ended by SIGTERM {before}"))),
-        (&["--only", "regenerate"], 0, None),
+fn a_signal_during_the_delivery_is_deferred_until_its_end() {
+    for (args, signals, status, cause, state) in [
+        (&[][..], &[SIGHUP][..], 129, "ended by SIGHUP", DELIVERED),
+        (&[], &[SIGINT, SIGTERM], 130, "ended by SIGINT", DELIVERED),
+        (&[], &[SIGTERM], 143, "ended by SIGTERM", DELIVERED),
+        (&["--only", "regenerate"], &[SIGTERM], 0, "", ""),
+        (&[], &[SIGINT, SIGALRM], 130, "ended by SIGINT", NOT_DELIVERED),
+        (&[], &[SIGALRM], 6, "timed out", NOT_DELIVERED),
     ] {
-        let (mut reader, writer) = run::full_pipe();
-        let stand = Stand::script(looked([on("PATCH regenerate", reply("patch-200"))]));
-        let mut command = rotate(&stand);
+        let (reader, writer) = run::full_pipe();
+        let portal = MockPortal::new(ready([regenerate()]));
+        let mut command = rotate(&portal);
         let mut child = command.args(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-        drop(command);
+        // The command would keep the pipe open.
+        command.stdout(Stdio::null());
         read_until(&mut child, "Client secret has been regenerated.\n");
-        send(&child, libc::SIGTERM);
-        let mut text = vec![];
-        reader.read_to_end(&mut text).unwrap();
-        assert!(text.ends_with(format!("{SECRET}\n").as_bytes()));
-        let output = child.wait_with_output().unwrap();
-        let log = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), log.lines().last()), (Some(status), error.as_deref()));
+        // It sleeps in its write to the full pipe.
+        wait_for_status(&child, "State:\tS");
+        signals.iter().for_each(|signal| send_and_wait(&child, *signal));
+        let text = std::io::read_to_string(reader).unwrap();
+        assert_eq!(text.ends_with(&line()), !signals.contains(&SIGALRM));
+        let error = ended(cause, "the delivery", state);
+        finish(&command, child).is(status, "", &[error.as_str()][..usize::from(status != 0)]);
     }
 }
 
 #[test]
-fn a_file_that_another_run_has_filled_stays() {
-    let folder = Folder::new();
-    let file = folder.path("file");
-    let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
-    let mut command = rotate(&stand);
-    let child = start(command.arg("-q").arg("--output").arg(&file));
-    stand.wait_for(3);
-    fs::write(&file, "another run's\n").unwrap();
-    send(&child, libc::SIGTERM);
-    let done = finish(&command, child);
-    assert_eq!(done.status, Some(143), "{done}");
-    assert_eq!(fs::read_to_string(&file).unwrap(), "another run's\n");
+fn a_signal_during_a_patch_that_fails() {
+    let busy = response("429 ", "Retry-After: 60", "");
+    let truncated = response("200 ", "", r#"{"client_secret":"#);
+    for (late, args, status, what) in [
+        // The client's secret is unchanged: the run ends before the wait.
+        (busy, &[][..], 143, &*ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)),
+        // The run ends by itself, and keeps its status.
+        (recorded("patch-404-unknown"), &[], 3, "answered [PATCH regenerate] with status 404"),
+        (recorded("patch-500"), &[], 7, "answered [PATCH regenerate] with status 500"),
+        (truncated, &[], 7, "answered [PATCH regenerate] with status 200"),
+        (recorded("patch-200"), &["--", "sh", "-c", "exit 9"], 6, "it exited with status 9"),
+    ] {
+        let run = signal_during(ready([]), ("PATCH regenerate", b"", &late), args, &[SIGTERM]);
+        run.fails_with(status, what);
+    }
+}
+
+/// The handlers do not nest, so the signal that the kernel delivers first counts: the one with the lower number.
+#[test]
+fn of_two_pending_signals_the_first_that_is_handled_counts() {
+    let (gate, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch]));
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q"));
+    portal.wait_for(3);
+    send(&child, SIGSTOP);
+    wait_for_status(&child, "State:\tT");
+    for signal in [SIGTERM, SIGINT, SIGCONT] {
+        send(&child, signal);
+    }
+    drop(gate);
+    finish(&command, child).is(130, &line(), &[&ended("ended by SIGINT", "the delivery", DELIVERED)]);
+}
+
+/// Docker kills after 10 s. Neither the time limit nor more signals make a difference.
+#[test]
+fn a_patch_gets_five_seconds_after_a_signal() {
+    for_each(vec![("1", 1), ("60", 1), ("60", 5)], |(timeout, signals)| {
+        let portal = MockPortal::new(ready([expect_then("PATCH regenerate", [Action::Hang])]));
+        let mut command = rotate(&portal);
+        let child = start(command.args(["-q", "--timeout", timeout]));
+        portal.wait_for(3);
+        let since = Instant::now();
+        for second in 0..signals {
+            sleep(Duration::from_secs(second).saturating_sub(since.elapsed()));
+            send(&child, SIGTERM);
+        }
+        finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNKNOWN)]);
+        let took = since.elapsed().as_secs_f64();
+        assert!((4.9..5.5).contains(&took), "{took} s");
+    });
 }
 
 #[test]
-fn a_new_file_goes_and_one_with_the_secret_stays() {
+fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() {
     let folder = Folder::new();
     let file = folder.path("file");
-    let name = file.to_str().unwrap();
-    let done = end_at(3, libc::SIGTERM, &["--output", name]);
-    assert_eq!(done.status, Some(143), "{done}");
-    assert!(folder.names().is_empty(), "{:?}", folder.names());
-    let done = end_at(4, libc::SIGTERM, &["--output", name]);
-    assert_eq!(done.status, Some(143), "{done}");
-    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{SECRET}\n"));
-    // What was there before the run is never removed.
-    fs::write(&file, "old\n").unwrap();
-    let done = end_at(3, libc::SIGTERM, &["--output", name]);
-    assert_eq!(done.status, Some(143), "{done}");
-    assert_eq!(fs::read_to_string(&file).unwrap(), "old\n");
+    let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch]));
+    let mut command = rotate(&portal);
+    command.env("PATH", "/usr/bin:/bin").args(["-q", "--timeout", "2"]);
+    command.args(["--", "sh", "-c", "sleep 3; cat > $0"]);
+    let child = start(command.arg(&file));
+    portal.wait_for(3);
+    send(&child, SIGTERM);
+    sleep(Duration::from_secs(4));
+    drop(reply);
+    finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "the delivery", DELIVERED)]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), SECRET);
+}
+
+#[test]
+fn no_signal_changes_the_status_of_a_check_that_is_ready() {
+    for signal in [SIGTERM, SIGALRM] {
+        let last: Last = ("GET @self", b"", &response("404 ", "", ""));
+        signal_during(ready([]), last, &["--check"], &[signal]).is(0, "", &[]);
+    }
+}
+
+/// Lets a command inherit what its caller has done about a signal, and a pending one.
+fn inherit(command: &mut Command, signal: i32, disposition: usize, mask: i32, pending: i32) {
+    // SAFETY: all of these may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, signal);
+            libc::signal(signal, disposition);
+            libc::sigprocmask(mask, &set, std::ptr::null_mut());
+            libc::raise(pending);
+            Ok(())
+        });
+    }
 }
 
 #[test]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
-        let (answer, step) = held("PATCH regenerate", reply("patch-200"));
-        let mut script = good_run();
-        script[2] = step;
-        let stand = Stand::script(script);
-        let mut command = rotate(&stand);
-        // SAFETY: signal(2) may be called between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                libc::signal(signal, libc::SIG_IGN);
-                Ok(())
-            });
-        }
-        let child = start(command.arg("-q"));
-        stand.wait_for(3);
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        let (reply, head) = gated("HEAD client", recorded("get-200"));
+        let portal = MockPortal::new(vec![sign_in(), head, regenerate(), revoke()]);
+        let mut command = rotate(&portal);
+        inherit(&mut command, signal, libc::SIG_IGN, libc::SIG_UNBLOCK, 0);
+        let child = start(&mut command);
+        portal.wait_for(2);
         send(&child, signal);
-        drop(answer);
-        finish(&command, child).is(0, &format!("{SECRET}\n"), &[]);
+        drop(reply);
+        finish(&command, child).is(0, &line(), &LOG);
     }
 }
 
-/// An alarm that was set for the program before this one, and its signal blocked or ignored.
 #[test]
 fn an_inherited_alarm_does_no_harm() {
-    for (blocked, ignored, pending) in
-        [(true, false, false), (false, true, false), (true, true, false), (true, false, true)]
-    {
-        let inherit = |command: &mut Command| {
-            // SAFETY: all of these may be called between fork and exec.
-            unsafe {
-                command.pre_exec(move || {
-                    let mut alarm = std::mem::zeroed();
-                    libc::sigemptyset(&mut alarm);
-                    libc::sigaddset(&mut alarm, libc::SIGALRM);
-                    if blocked {
-                        libc::sigprocmask(libc::SIG_BLOCK, &alarm, std::ptr::null_mut());
-                    }
-                    if ignored {
-                        libc::signal(libc::SIGALRM, libc::SIG_IGN);
-                    }
-                    if pending {
-                        libc::raise(libc::SIGALRM);
-                    }
-                    Ok(())
-                });
-            }
-        };
-        let stand = Stand::script(good_run());
-        let mut command = rotate(&stand);
-        inherit(&mut command);
-        run::run(command.arg("-q")).is(0, &format!("{SECRET}\n"), &[]);
-
-        let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
-        let mut command = rotate(&stand);
-        inherit(&mut command);
-        let done = run::run(command.args(["-q", "--timeout", "1.5"]));
-        done.is(
-            7,
-            "",
-            &["docspace-rotate: timed out during [PATCH regenerate] at 127.0.0.1; the client may or …"],
-        );
+    for (disposition, mask, pending) in [
+        (libc::SIG_DFL, libc::SIG_BLOCK, 0),
+        (libc::SIG_IGN, libc::SIG_UNBLOCK, 0),
+        (libc::SIG_DFL, libc::SIG_BLOCK, SIGALRM),
+    ] {
+        let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
+        let mut command = rotate(&portal);
+        inherit(&mut command, SIGALRM, disposition, mask, pending);
+        let run = run::run(command.args(["-q", "--timeout", "1.5"]));
+        run.is(4, "", &[&ended("timed out", "[HEAD client]", UNCHANGED)]);
     }
 }
 
 #[test]
-fn a_full_stderr_holds_no_signal_up() {
-    for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGALRM, 7)] {
+fn a_full_stderr_delays_no_signal() {
+    for (signal, status) in [(SIGTERM, 143), (SIGALRM, 4)] {
         let (_reader, writer) = run::full_pipe();
-        let stand = Stand::script(looked([Step::Request("PATCH regenerate", vec![Act::Hang])]));
-        let mut child = rotate(&stand).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
-        stand.wait_for(3);
+        let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
+        let mut child = rotate(&portal).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        portal.wait_for(2);
         send(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
     }
 }
 
-/// In a namespace of its own the program is process 1, which gets no signal without a handler.
+/// In a namespace of its own the program is process 1, which gets no signal that it has no handler for.
 #[test]
-fn as_process_1_it_ends_all_the_same() {
+fn process_1_gets_signals() {
     let namespace = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
     if !Command::new("unshare").args(namespace).arg("true").output().is_ok_and(|o| o.status.success()) {
-        run::skipped("as_process_1_it_ends_all_the_same", "no namespaces here (unshare --user --pid)");
-        return;
+        return run::skipped("process_1_gets_signals", "no namespaces here (unshare --user --pid)");
     }
-    let mut script = good_run();
-    script.truncate(3);
-    script[2] = Step::Request("PATCH regenerate", vec![Act::Hang]);
-    let stand = Stand::script(script);
-    let plain = rotate(&stand);
-    let mut command = Command::new("unshare");
-    command.env_clear().args(namespace).arg(plain.get_program()).args(plain.get_args());
-    for (name, value) in plain.get_envs() {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
-    let child = start(command.arg("-q"));
-    stand.wait_for(3);
-    let inner = run::process_1(&child);
+    let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch]));
+    let plain = rotate(&portal);
+    let mut command = run::command("unshare");
+    command.args(namespace).arg(plain.get_program()).args(plain.get_args()).arg("-q");
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let child = start(&mut command);
+    portal.wait_for(3);
     // SAFETY: a plain system call, to the one child of the child.
-    assert_eq!(unsafe { libc::kill(inner, libc::SIGTERM) }, 0);
-    let done = finish(&command, child);
-    assert_eq!(done.status, Some(143), "{done}");
-    assert!(
-        done.error()
-            .starts_with("docspace-rotate: ended by SIGTERM during [PATCH regenerate] at 127.0.0.1; "),
-        "{done}"
-    );
+    assert_eq!(unsafe { libc::kill(run::process_1(&child), SIGTERM) }, 0);
+    drop(reply);
+    finish(&command, child).is(143, &line(), &[&ended("ended by SIGTERM", "the delivery", DELIVERED)]);
 }

@@ -1,126 +1,96 @@
-//! The same over TLS: whom the program trusts, and what it costs.
+//! The same over TLS: what the program trusts, and what a failure of TLS means.
 
+use rustls::HandshakeKind::{Full, Resumed};
 use rustls::version::{TLS12, TLS13};
 
-use crate::portal::{Act, BEARER, Certificates, KEY, Stand, Step, anew, good_run, http, line, look, looked};
-use crate::run::{self, Folder, rotate, run};
+use crate::mock::certificates::Certificates;
+use crate::mock::{
+    Action, Expect, LOG, MockPortal, expect_then, good_run, introspect, line, probe, ready, regenerate,
+    response, revoke, sign_in,
+};
+use crate::rotate::REFUSED;
+use crate::run::{authority, rotate, run};
+use crate::servers::run_at;
 
 #[test]
-fn a_named_ca_is_trusted_on_one_connection() {
-    let folder = Folder::new();
-    let certificates = Certificates::new();
+fn a_named_ca_is_trusted_and_the_second_handshake_resumes_the_first() {
+    let (folder, certificates, ca) = authority();
     let other = folder.file("other.pem", Certificates::new().ca_pem);
-    let ca = folder.file("ca.pem", &certificates.ca_pem);
-    let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
-    run(rotate(&stand).arg("-q").arg("--cacert").arg(&ca)).is(0, &line(), &[]);
-    assert_eq!(stand.connections(), 1);
-
-    let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
-    run(rotate(&stand).arg("-q").env("SSL_CERT_FILE", &ca)).is(0, &line(), &[]);
-
-    // The argument beats the variable, and a file may hold more than one certificate.
-    let both =
-        folder.file("both.pem", format!("# comment\n{}{}", Certificates::new().ca_pem, certificates.ca_pem));
-    let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), good_run());
-    run(rotate(&stand).arg("-q").env("SSL_CERT_FILE", other).arg("--cacert").arg(both)).is(0, &line(), &[]);
+    let two = format!("# comment\n{}{}", Certificates::new().ca_pem, certificates.ca_pem);
+    let both = folder.file("both.pem", two);
+    // The argument overrides the variable, and a file may contain more than one certificate.
+    for (argument, variable) in [(Some(&ca), None), (None, Some(&ca)), (Some(&both), Some(&other))] {
+        let portal = MockPortal::tls(certificates.server("127.0.0.1"), good_run());
+        let mut command = rotate(&portal);
+        command.args(argument.map(|file| format!("--cacert={}", file.display())));
+        command.envs(variable.map(|file| ("SSL_CERT_FILE", file)));
+        run(&mut command).is(0, &line(), &LOG);
+        assert_eq!(portal.handshakes(), [Full, Resumed]);
+    }
 }
 
 #[test]
-fn whom_it_does_not_trust_gets_nothing() {
-    let (folder, certificates, ca) = run::authority();
+fn a_portal_that_is_not_trusted_gets_no_request() {
+    let (folder, certificates, ca) = authority();
     let other = folder.file("other.pem", Certificates::new().ca_pem);
-    let (good, wrong, old) = (
-        certificates.server("127.0.0.1"),
-        certificates.server("other.example"),
-        certificates.expired_server("127.0.0.1"),
-    );
+    let good = certificates.server("127.0.0.1");
     for (server, trusted, why) in [
-        (&good, None, "UnknownIssuer"),
-        (&good, Some(&other), "UnknownIssuer"),
-        (&wrong, Some(&ca), "not valid for name \"127.0.0.1\""),
-        (&old, Some(&ca), "expired"),
+        (good.clone(), None, "the certificate is from an unknown CA (see --cacert)"),
+        (good, Some(&other), "the certificate is from an unknown CA (see --cacert)"),
+        (certificates.server("other.example"), Some(&ca), "the certificate is for another host"),
+        (certificates.expired_server("127.0.0.1"), Some(&ca), "the certificate has expired"),
+        (certificates.ca_as_server(), Some(&ca), "the certificate is a CA certificate"),
     ] {
-        let stand = Stand::script_over(Some(server.clone()), vec![]);
-        let mut command = rotate(&stand);
-        if let Some(file) = trusted {
-            command.arg("--cacert").arg(file);
-        }
-        let refused = run(&mut command);
-        assert_eq!((refused.status, refused.stdout.as_str()), (Some(3), ""), "{refused}");
-        let error = refused.error();
-        assert!(
-            error.starts_with(
-                "docspace-rotate: the TLS handshake with 127.0.0.1 failed: invalid peer certificate: "
-            ),
-            "{refused}"
-        );
-        assert!(error.contains(why), "{refused}");
-        assert!(
-            error.ends_with("; the client's secret is unchanged; check the address, CA, key and client id"),
-            "{refused}"
-        );
-        assert_eq!(stand.connections(), 1);
-        assert_eq!(stand.requests().len(), 0);
+        let portal = MockPortal::tls(server, vec![]);
+        let refused = run(rotate(&portal).args(trusted.map(|file| format!("--cacert={}", file.display()))));
+        let start = "127.0.0.1 was not reached for [GET token]: TLS failed: ";
+        refused.fails_with(3, &format!("{start}{why}; {REFUSED}"));
+        assert_eq!((portal.connections(), portal.requests().len()), (1, 0));
     }
 }
 
-/// Whatever the handshake fails of, a moment later it would fail of the same.
+/// A moment later it would fail again.
 #[test]
-fn a_handshake_that_fails_for_good_is_3_at_once() {
-    let refused = "docspace-rotate: the TLS handshake with 127.0.0.1 failed: ";
-    let unchanged = "; the client's secret is unchanged; check the address, CA, key and client id";
-    for key in [KEY, BEARER] {
-        // handshake_failure and protocol_version (RFC 8446, section 6), and no TLS at all.
-        for (bytes, why) in [
-            (b"\x15\x03\x03\x00\x02\x02\x28".to_vec(), "received fatal alert: HandshakeFailure"),
-            (b"\x15\x03\x03\x00\x02\x02\x46".to_vec(), "received fatal alert: ProtocolVersion"),
-            (http("400 ", "", "no TLS"), "received corrupt message of type InvalidContentType"),
-        ] {
-            let stand = Stand::script(vec![Step::Accepted(vec![Act::Send(bytes)])]);
-            let url = stand.url().replace("http://", "https://");
-            let done = run(rotate(&stand).env("DOCSPACE_API_KEY", key).args(["-q", "--url", &url]));
-            done.is(3, "", &[&format!("{refused}{why}{unchanged}")]);
-            assert_eq!(stand.connections(), 1);
+fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
+    // handshake_failure and protocol_version (RFC 8446, section 6), and no TLS.
+    let failures = [
+        (b"\x15\x03\x03\x00\x02\x02\x28".to_vec(), "received fatal alert: HandshakeFailure"),
+        (b"\x15\x03\x03\x00\x02\x02\x46".to_vec(), "received fatal alert: ProtocolVersion"),
+        (response("400 ", "", "no TLS"), "the answer is not TLS"),
+    ];
+    for (bytes, why) in failures {
+        let fail = || Expect::Connection(vec![Action::SendBelowTls(bytes.clone()), Action::Hang]);
+        for (call, script) in [("GET token", vec![fail()]), ("PATCH regenerate", ready([fail()]))] {
+            let error = format!("127.0.0.1 was not reached for [{call}]: TLS failed: {why}; {REFUSED}");
+            let (run, _portal) = run_at(true, script, &["-q"]);
+            run.is(3, "", &[&format!("docspace-rotate: {error}")]);
         }
-        // In TLS 1.3 the portal says it when a request is on its way.
-        let (_folder, certificates, ca) = run::authority();
-        for (version, why) in
-            [(&TLS12, "it demands a client certificate"), (&TLS13, "it demands a client certificate")]
-        {
-            let server = certificates.demanding_server("127.0.0.1", version);
-            let stand = Stand::script_over(Some(server), vec![]);
-            let done = run(rotate(&stand).env("DOCSPACE_API_KEY", key).arg("-q").arg("--cacert").arg(&ca));
-            done.is(3, "", &[&format!("{refused}{why}{unchanged}")]);
-            assert_eq!((stand.connections(), stand.requests().len()), (1, 0));
-        }
+    }
+    let (_folder, certificates, ca) = authority();
+    // With TLS 1.3 the portal says so only when a request is on its way.
+    for (version, verb) in [(&TLS12, "was not reached for"), (&TLS13, "gave no usable answer to")] {
+        let server = certificates.requiring_client_certificate("127.0.0.1", version);
+        let portal = MockPortal::tls(server, vec![]);
+        let run = run(rotate(&portal).arg("--cacert").arg(&ca));
+        let why = "TLS failed: a client certificate is required";
+        run.fails_with(3, &format!("127.0.0.1 {verb} [GET token]: {why}; {REFUSED}"));
+        assert_eq!((portal.connections(), portal.requests().len()), (1, 0));
     }
 }
 
-/// Once the portal has said a word, an error of TLS is a fault like any other.
 #[test]
-fn a_fault_of_tls_later_is_7_for_a_patch_and_tried_again_for_the_rest() {
-    let garbage =
-        || vec![Act::Raw(b"\x17\x03\x03\x00\x20no record of this connection....".to_vec()), Act::Close];
-    let (_folder, certificates, ca) = run::authority();
-    for key in [KEY, BEARER] {
-        for kept in [true, false] {
-            let patch = [Step::Request("PATCH regenerate", garbage())];
-            let script = match (kept, key == KEY) {
-                (true, true) => looked(patch),
-                (true, false) => [look()].into_iter().chain(patch).collect(),
-                (false, _) => anew(patch),
-            };
-            if !kept && key == KEY {
-                continue;
-            }
-            let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
-            let done = run(rotate(&stand).env("DOCSPACE_API_KEY", key).arg("-q").arg("--cacert").arg(&ca));
-            done.is(7, "", &["docspace-rotate: 127.0.0.1 gave no usable answer to [PATCH regenerate]: cannot decrypt peer's message; …"]);
-        }
+fn an_error_of_tls_instead_of_a_reply_depends_on_the_call() {
+    let run = |script| run_at(true, script, &["-q", "--verify"]).0;
+    let no_record = b"\x17\x03\x03\x00\x20no record of this connection....";
+    let fails = |call| expect_then(call, [Action::SendBelowTls(no_record.to_vec()), Action::Close]);
+    for (status, script, call) in [
+        (3, vec![fails("GET token")], "GET token"),
+        (3, vec![sign_in(), fails("HEAD client")], "HEAD client"),
+        (7, ready([fails("PATCH regenerate")]), "PATCH regenerate"),
+    ] {
+        let why = "TLS failed: cannot decrypt peer's message; ";
+        run(script).fails_with(status, &format!("127.0.0.1 gave no usable answer to [{call}]: {why}"));
     }
-    let mut script = good_run();
-    script.insert(1, Step::Request("HEAD client", garbage()));
-    script.insert(4, Step::Request("DELETE revoke", garbage()));
-    let stand = Stand::script_over(Some(certificates.server("127.0.0.1")), script);
-    run(rotate(&stand).arg("-q").arg("--cacert").arg(&ca)).is(0, &line(), &[]);
+    let script = [sign_in(), probe(), regenerate(), fails("DELETE revoke"), revoke()];
+    run(script.into_iter().chain([fails("POST introspect"), introspect()]).collect()).is(0, &line(), &[]);
 }
