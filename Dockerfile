@@ -1,4 +1,4 @@
-# The whole image is one file: docker build -t docspace-rotate:0.2.0 .
+# The whole image is one file: docker build -t docspace-rotate:0.3.0 .
 FROM rust:1.95.0-slim-bookworm AS build
 RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
@@ -6,7 +6,8 @@ ENV RUSTFLAGS="-C target-feature=+crt-static"
 
 # The dependencies, in a layer that changes only with these two files.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src \
+RUN mkdir src benches \
+ && touch benches/bench.rs \
  && echo '//! Empty.' > src/lib.rs \
  && printf '//! Empty.\nfn main() {}\n' > src/main.rs \
  && cargo auditable build --release --locked --target "$(rustc --print host-tuple)"
@@ -20,8 +21,8 @@ RUN touch src/*.rs \
 FROM scratch
 ARG SOURCE=""
 LABEL org.opencontainers.image.title="docspace-rotate" \
-      org.opencontainers.image.description="Give an ONLYOFFICE DocSpace OAuth client a new secret" \
-      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.description="Rotates the client secret of an ONLYOFFICE DocSpace OAuth app" \
+      org.opencontainers.image.version="0.3.0" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.source="$SOURCE"
 COPY --from=build /docspace-rotate /docspace-rotate

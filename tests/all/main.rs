@@ -5,6 +5,7 @@
 mod mock;
 mod run;
 
+mod action;
 mod bounds;
 mod check;
 mod cli;
@@ -13,6 +14,7 @@ mod faults;
 mod output;
 mod proxy;
 mod random;
+mod recipes;
 mod rotate;
 #[cfg(target_os = "linux")]
 mod scratch;
