@@ -71,10 +71,10 @@ fn a_patch_without_a_finished_handshake_is_repeated() {
 
 /// Nothing listens on 127.0.0.9, where the portal is when the run begins.
 #[test]
-fn a_host_whose_address_fails_is_looked_up_again() {
+fn a_host_whose_address_fails_is_resolved_again() {
     let namespace = ["--user", "--map-root-user", "--mount"];
     if !command("unshare").args(namespace).arg("true").output().is_ok_and(|output| output.status.success()) {
-        return run::skipped("a_host_whose_address_fails_is_looked_up_again", "no namespaces here (unshare)");
+        return run::skipped("a_host_whose_address_fails_is_resolved_again", "no namespaces here (unshare)");
     }
     let (folder, portal) = (Folder::new(), MockPortal::new(good_run()));
     let hosts = folder.file("hosts", "127.0.0.9 portal.invalid\n");
