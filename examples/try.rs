@@ -14,7 +14,12 @@ fn main() {
     println!("A mock portal listens on {}.\n", portal.url());
     show(&portal, KEY, &["--check", CLIENT], 0);
     show(&portal, KEY, &["--verify", CLIENT], 0);
-    show(&portal, KEY, &["--json", "--only", "regenerate", "--quiet", CLIENT], 0);
+    show(
+        &portal,
+        KEY,
+        &["--json", "--only", "regenerate", "--quiet", CLIENT],
+        0,
+    );
     show(&portal, "sk-a-key-that-is-not-valid", &[CLIENT], 3);
 }
 
@@ -35,7 +40,10 @@ fn answer(request: &Request) -> Vec<u8> {
 
 /// Runs the program's own code, as `main` does, with this key and these arguments.
 fn show(portal: &MockPortal, key: &str, args: &[&str], expected: u8) {
-    println!("$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}", portal.url());
+    println!(
+        "$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}",
+        portal.url()
+    );
     println!("$ docspace-rotate {}", args.join(" "));
     let status = run(portal, key, args).map_or_else(
         |error| {
@@ -49,7 +57,9 @@ fn show(portal: &MockPortal, key: &str, args: &[&str], expected: u8) {
 }
 
 fn run(portal: &MockPortal, key: &str, args: &[&str]) -> Result<(), Error> {
-    let Action::Rotate(arguments) = cli::parse(args.iter().map(Into::into))? else { return Ok(()) };
+    let Action::Rotate(arguments) = cli::parse(args.iter().map(Into::into))? else {
+        return Ok(());
+    };
     signal::start(arguments.timeout);
     let options = arguments.options(|name| match name {
         "DOCSPACE_BASE_URL" => Some(portal.url().into()),

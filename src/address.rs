@@ -20,21 +20,37 @@ impl Url {
     pub fn parse(text: &str) -> Result<Url, &'static str> {
         // `Uri` drops a fragment.
         if text.contains(['?', '#']) {
-            return Err("the address has a query ('?') or fragment ('#'): give the portal's own address");
+            return Err(
+                "the address has a query ('?') or fragment ('#'): give the portal's own address",
+            );
         }
-        let uri: Uri = text.trim().parse().map_err(|_| "write the address as https://host[:port][/path]")?;
+        let uri: Uri = text
+            .trim()
+            .parse()
+            .map_err(|_| "write the address as https://host[:port][/path]")?;
         let (https, authority) = match (uri.scheme_str(), uri.authority()) {
             (Some("https"), Some(authority)) => (true, authority),
             (Some("http"), Some(authority)) => (false, authority),
             _ => return Err("the address must begin with https:// (or http://)"),
         };
         if authority.as_str().contains('@') {
-            return Err("the address has a user or password before '@': the key goes in DOCSPACE_API_KEY");
+            return Err(
+                "the address has a user or password before '@': the key goes in DOCSPACE_API_KEY",
+            );
         }
-        let host = usable_host(authority).ok_or("the host or the port is not usable")?.to_ascii_lowercase();
+        let host = usable_host(authority)
+            .ok_or("the host or the port is not usable")?
+            .to_ascii_lowercase();
         let scheme = if https { "https" } else { "http" };
-        let (authority, path) = (authority.as_str().to_ascii_lowercase(), uri.path().trim_end_matches('/'));
-        Ok(Url { text: format!("{scheme}://{authority}{path}"), host, https })
+        let (authority, path) = (
+            authority.as_str().to_ascii_lowercase(),
+            uri.path().trim_end_matches('/'),
+        );
+        Ok(Url {
+            text: format!("{scheme}://{authority}{path}"),
+            host,
+            https,
+        })
     }
 }
 
@@ -48,15 +64,26 @@ fn usable_host(authority: &Authority) -> Option<&str> {
 }
 
 pub fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Returns the target of a redirect: scheme, host and path. The rest, and what is escaped, may contain secrets.
 pub fn redirect_target(location: &str) -> String {
     let address = location.split(['%', '\\']).next().unwrap_or_default();
-    let Ok(uri) = address.parse::<Uri>() else { return "another address".to_owned() };
-    let host = uri.authority().and_then(|authority| authority.as_str().rsplit('@').next());
-    let origin = uri.scheme_str().zip(host).map(|(scheme, host)| format!("{scheme}://{host}"));
+    let Ok(uri) = address.parse::<Uri>() else {
+        return "another address".to_owned();
+    };
+    let host = uri
+        .authority()
+        .and_then(|authority| authority.as_str().rsplit('@').next());
+    let origin = uri
+        .scheme_str()
+        .zip(host)
+        .map(|(scheme, host)| format!("{scheme}://{host}"));
     origin.unwrap_or_default() + uri.path()
 }
 
@@ -70,20 +97,30 @@ pub struct Proxy {
 
 impl Proxy {
     /// Chooses the proxy as curl does. `HTTP_PROXY` is never read: a CGI server sets it from a request's header.
-    pub fn choose(url: &Url, env: impl Fn(&'static str) -> Option<String>) -> Result<Option<Proxy>, Error> {
+    pub fn choose(
+        url: &Url,
+        env: impl Fn(&'static str) -> Option<String>,
+    ) -> Result<Option<Proxy>, Error> {
         let variables: &[&'static str] = match url.https {
             true => &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
             false => &["http_proxy", "all_proxy", "ALL_PROXY"],
         };
-        let first = |names: &[&'static str]| names.iter().find_map(|name| Some((*name, env(name)?)));
+        let first =
+            |names: &[&'static str]| names.iter().find_map(|name| Some((*name, env(name)?)));
         if first(&["no_proxy", "NO_PROXY"]).is_some_and(|(_, list)| bypasses(&list, &url.host)) {
             return Ok(None);
         }
-        let Some((variable, value)) = first(variables) else { return Ok(None) };
+        let Some((variable, value)) = first(variables) else {
+            return Ok(None);
+        };
         let why = "write [http|https|socks4|socks5]://[user:password@]host[:port], special characters as %XX";
         let unusable = || Error::usage(format!("{variable} is not a usable proxy: {why}"));
         let inner = usable_proxy(value.trim()).ok_or_else(unusable)?;
-        Ok(Some(Proxy { variable, address: format!("{}:{}", inner.host(), inner.port()), inner }))
+        Ok(Some(Proxy {
+            variable,
+            address: format!("{}:{}", inner.host(), inner.port()),
+            inner,
+        }))
     }
 }
 
@@ -138,24 +175,69 @@ mod tests {
     #[test]
     fn urls() {
         for (text, shown, host, loopback) in [
-            ("https://portal.example", "https://portal.example", "portal.example", false),
-            (" https://Portal.Example/\n", "https://portal.example", "portal.example", false),
+            (
+                "https://portal.example",
+                "https://portal.example",
+                "portal.example",
+                false,
+            ),
+            (
+                " https://Portal.Example/\n",
+                "https://portal.example",
+                "portal.example",
+                false,
+            ),
             (
                 "HTTPS://portal.example:8443/Docs//",
                 "https://portal.example:8443/Docs",
                 "portal.example",
                 false,
             ),
-            ("http://my_portal:80", "http://my_portal:80", "my_portal", false),
-            ("http://localhost:8092", "http://localhost:8092", "localhost", true),
+            (
+                "http://my_portal:80",
+                "http://my_portal:80",
+                "my_portal",
+                false,
+            ),
+            (
+                "http://localhost:8092",
+                "http://localhost:8092",
+                "localhost",
+                true,
+            ),
             ("http://127.9.8.7", "http://127.9.8.7", "127.9.8.7", true),
             ("http://[::1]:80/x", "http://[::1]:80/x", "::1", true),
-            ("https://[2001:DB8::1]", "https://[2001:db8::1]", "2001:db8::1", false),
-            ("http://127.0.0.1.invalid", "http://127.0.0.1.invalid", "127.0.0.1.invalid", false),
-            ("http://localhost.invalid", "http://localhost.invalid", "localhost.invalid", false),
-            ("http://notlocalhost", "http://notlocalhost", "notlocalhost", false),
+            (
+                "https://[2001:DB8::1]",
+                "https://[2001:db8::1]",
+                "2001:db8::1",
+                false,
+            ),
+            (
+                "http://127.0.0.1.invalid",
+                "http://127.0.0.1.invalid",
+                "127.0.0.1.invalid",
+                false,
+            ),
+            (
+                "http://localhost.invalid",
+                "http://localhost.invalid",
+                "localhost.invalid",
+                false,
+            ),
+            (
+                "http://notlocalhost",
+                "http://notlocalhost",
+                "notlocalhost",
+                false,
+            ),
             ("http://127.1", "http://127.1", "127.1", false),
-            ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]", "::ffff:127.0.0.1", false),
+            (
+                "http://[::ffff:127.0.0.1]",
+                "http://[::ffff:127.0.0.1]",
+                "::ffff:127.0.0.1",
+                false,
+            ),
         ] {
             let url = Url::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
             assert_eq!((url.text.as_str(), url.host.as_str()), (shown, host));
@@ -189,41 +271,93 @@ mod tests {
     }
 
     fn choose(url: &str, env: &[(&str, &str)]) -> Result<Option<String>, String> {
-        let value = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let value = |name: &str| {
+            env.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         let chosen = Proxy::choose(&Url::parse(url).expect("usable"), value);
-        let shown =
-            |proxy: Proxy| format!("{} {:?} {}", proxy.variable, proxy.inner.protocol(), proxy.address);
-        chosen.map(|proxy| proxy.map(shown)).map_err(|error| error.to_string())
+        let shown = |proxy: Proxy| {
+            format!(
+                "{} {:?} {}",
+                proxy.variable,
+                proxy.inner.protocol(),
+                proxy.address
+            )
+        };
+        chosen
+            .map(|proxy| proxy.map(shown))
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_proxy_is_chosen_as_curl_does() {
-        let all = [("all_proxy", "a"), ("ALL_PROXY", "A"), ("HTTP_PROXY", "never")];
+        let all = [
+            ("all_proxy", "a"),
+            ("ALL_PROXY", "A"),
+            ("HTTP_PROXY", "never"),
+        ];
         for (url, env, chosen) in [
             ("https://p.example", &[][..], None),
             ("https://p.example", &all, Some("all_proxy Http a:80")),
-            ("https://p.example", &[("HTTPS_PROXY", "B:1"), all[0]], Some("HTTPS_PROXY Http B:1")),
+            (
+                "https://p.example",
+                &[("HTTPS_PROXY", "B:1"), all[0]],
+                Some("HTTPS_PROXY Http B:1"),
+            ),
             (
                 "https://p.example",
                 &[("https_proxy", "b:1"), ("HTTPS_PROXY", "B")],
                 Some("https_proxy Http b:1"),
             ),
             ("https://p.example", &[("http_proxy", "c")], None),
-            ("http://p.example", &[("http_proxy", "c:1"), ("https_proxy", "b")], Some("http_proxy Http c:1")),
+            (
+                "http://p.example",
+                &[("http_proxy", "c:1"), ("https_proxy", "b")],
+                Some("http_proxy Http c:1"),
+            ),
             ("http://p.example", &[all[2]], None),
-            ("https://p.example", &[all[0], ("NO_PROXY", "example")], None),
+            (
+                "https://p.example",
+                &[all[0], ("NO_PROXY", "example")],
+                None,
+            ),
             (
                 "https://p.example",
                 &[all[0], ("no_proxy", "x"), ("NO_PROXY", "*")],
                 Some("all_proxy Http a:80"),
             ),
-            ("https://p.example", &[("ALL_PROXY", " https://u:p@[::1]:3 ")], Some("ALL_PROXY Https [::1]:3")),
-            ("https://p.example", &[("ALL_PROXY", "SOCKS5://h")], Some("ALL_PROXY Socks5h h:1080")),
-            ("https://p.example", &[("ALL_PROXY", "socks://h")], Some("ALL_PROXY Socks5h h:1080")),
-            ("https://p.example", &[("ALL_PROXY", "socks5h://u:p@h")], Some("ALL_PROXY Socks5h h:1080")),
-            ("https://p.example", &[("ALL_PROXY", "socks4://h:2")], Some("ALL_PROXY Socks4A h:2")),
+            (
+                "https://p.example",
+                &[("ALL_PROXY", " https://u:p@[::1]:3 ")],
+                Some("ALL_PROXY Https [::1]:3"),
+            ),
+            (
+                "https://p.example",
+                &[("ALL_PROXY", "SOCKS5://h")],
+                Some("ALL_PROXY Socks5h h:1080"),
+            ),
+            (
+                "https://p.example",
+                &[("ALL_PROXY", "socks://h")],
+                Some("ALL_PROXY Socks5h h:1080"),
+            ),
+            (
+                "https://p.example",
+                &[("ALL_PROXY", "socks5h://u:p@h")],
+                Some("ALL_PROXY Socks5h h:1080"),
+            ),
+            (
+                "https://p.example",
+                &[("ALL_PROXY", "socks4://h:2")],
+                Some("ALL_PROXY Socks4A h:2"),
+            ),
         ] {
-            assert_eq!(choose(url, env), Ok(chosen.map(str::to_owned)), "{url} {env:?}");
+            assert_eq!(
+                choose(url, env),
+                Ok(chosen.map(str::to_owned)),
+                "{url} {env:?}"
+            );
         }
     }
 

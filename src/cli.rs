@@ -86,7 +86,10 @@ pub struct Arguments {
 
 /// Parses the command line, without the program's name. An error never shows a value: it could be the key.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, Error> {
-    let mut given = Arguments { timeout: Duration::from_secs(120), ..Arguments::default() };
+    let mut given = Arguments {
+        timeout: Duration::from_secs(120),
+        ..Arguments::default()
+    };
     let mut parser = lexopt::Parser::from_args(args);
     loop {
         if let Some(mut rest) = parser.try_raw_args()
@@ -94,12 +97,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, Error> 
         {
             given.command = Some(rest.collect());
         }
-        let Some(arg) = parser.next().map_err(argument_error)? else { break };
+        let Some(arg) = parser.next().map_err(argument_error)? else {
+            break;
+        };
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
             Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
             Short('u') | Long("url") => given.url = Some(value(&mut parser, "--url")?),
-            Short('o') | Long("output") => given.output = Some(value(&mut parser, "--output")?.into()),
+            Short('o') | Long("output") => {
+                given.output = Some(value(&mut parser, "--output")?.into())
+            }
             Short('n') | Long("no-newline") => given.no_newline = true,
             Long("json") => given.json = true,
             Long("only") => {
@@ -128,13 +135,28 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, Error> 
             given.check && (given.only.is_some() || given.verify),
             "--check cannot be combined with --only or --verify",
         ),
-        (revoke && given.verify, "--only revoke: there is no new secret to --verify"),
-        (revoke && (to_file || to_command), "--only revoke: there is no new secret to deliver"),
-        (to_file && to_command, "--output cannot be combined with COMMAND"),
-        (to_command && name.is_none_or(|name| name.is_empty()), "COMMAND is missing after --"),
+        (
+            revoke && given.verify,
+            "--only revoke: there is no new secret to --verify",
+        ),
+        (
+            revoke && (to_file || to_command),
+            "--only revoke: there is no new secret to deliver",
+        ),
+        (
+            to_file && to_command,
+            "--output cannot be combined with COMMAND",
+        ),
+        (
+            to_command && name.is_none_or(|name| name.is_empty()),
+            "COMMAND is missing after --",
+        ),
     ];
     let mistake = mistakes.into_iter().find(|(applies, _)| *applies);
-    mistake.map_or_else(|| Ok(Action::Rotate(Box::new(given))), |(_, why)| Err(Error::usage(why)))
+    mistake.map_or_else(
+        || Ok(Action::Rotate(Box::new(given))),
+        |(_, why)| Err(Error::usage(why)),
+    )
 }
 
 impl Arguments {
@@ -142,10 +164,18 @@ impl Arguments {
         // An empty variable counts as unset.
         let env = |name: &'static str| env(name).filter(|value| !value.is_empty());
         let bad = |named: &str, why: &str| Error::usage(format!("{named} {why}"));
-        let names = ["the key is missing: set", "DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE"];
+        let names = [
+            "the key is missing: set",
+            "DOCSPACE_API_KEY",
+            "DOCSPACE_API_KEY_FILE",
+        ];
         let (named, key) = setting(env, names, Step::KeyFile)?;
         let key = Secret::key(&key).map_err(|why| bad(named, why))?;
-        let names = ["give CLIENT_ID, or set", "DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE"];
+        let names = [
+            "give CLIENT_ID, or set",
+            "DOCSPACE_CLIENT_ID",
+            "DOCSPACE_CLIENT_ID_FILE",
+        ];
         let (named, client) = match self.client {
             Some(client) => ("CLIENT_ID", client.into_encoded_bytes()),
             None => setting(env, names, Step::IdFile)?,
@@ -157,24 +187,50 @@ impl Arguments {
         let (named, url) = url.ok_or_else(|| bad("the portal's address", why))?;
         let url = Url::parse(&url.to_string_lossy()).map_err(|why| bad(named, why))?;
         let proxy = Proxy::choose(&url, |name| Some(env(name)?.to_string_lossy().into_owned()))?;
-        let hosts = [Some(url.host.as_str()), proxy.as_ref().map(|proxy| proxy.inner.host())];
+        let hosts = [
+            Some(url.host.as_str()),
+            proxy.as_ref().map(|proxy| proxy.inner.host()),
+        ];
         let is_local = hosts.into_iter().flatten().all(is_loopback);
         if !url.https && !is_local && !self.allow_http {
             let why = "http:// would send the key unencrypted: use https://, or give --allow-http";
             return Err(bad(named, why));
         }
         let destination = match (self.command.map(VecDeque::from), self.output) {
-            (Some(mut words), _) => Destination::Command(words.pop_front().unwrap_or_default(), words.into()),
+            (Some(mut words), _) => {
+                Destination::Command(words.pop_front().unwrap_or_default(), words.into())
+            }
             (None, Some(file)) if file.as_os_str() != "-" => Destination::File(file),
             _ => Destination::Stdout,
         };
-        let cacert = self.cacert.or_else(|| env("SSL_CERT_FILE").map(PathBuf::from));
-        let env = [("DOCSPACE_CLIENT_ID", client.clone()), ("DOCSPACE_BASE_URL", url.text.clone())];
+        let cacert = self
+            .cacert
+            .or_else(|| env("SSL_CERT_FILE").map(PathBuf::from));
+        let env = [
+            ("DOCSPACE_CLIENT_ID", client.clone()),
+            ("DOCSPACE_BASE_URL", url.text.clone()),
+        ];
         let options = Options {
-            mode: if self.check { Mode::Check } else { self.only.unwrap_or(Mode::All) },
+            mode: if self.check {
+                Mode::Check
+            } else {
+                self.only.unwrap_or(Mode::All)
+            },
             verify: self.verify,
-            portal: portal::Settings { client, url, proxy, key, cacert, quiet: self.quiet },
-            output: output::Settings { destination, newline: !self.no_newline, json: self.json, env },
+            portal: portal::Settings {
+                client,
+                url,
+                proxy,
+                key,
+                cacert,
+                quiet: self.quiet,
+            },
+            output: output::Settings {
+                destination,
+                newline: !self.no_newline,
+                json: self.json,
+                env,
+            },
         };
         let why = "contains the API key: put it only in DOCSPACE_API_KEY";
         find_key(&options).map_or(Ok(options), |named| Err(bad(named, why)))
@@ -183,17 +239,37 @@ impl Arguments {
 
 /// Returns the setting that contains the key, and so could show it in a message. Case does not matter.
 fn find_key(options: &Options) -> Option<&'static str> {
-    let portal::Settings { client, url, proxy, key, cacert, .. } = &options.portal;
+    let portal::Settings {
+        client,
+        url,
+        proxy,
+        key,
+        cacert,
+        ..
+    } = &options.portal;
     let key = key.expose().to_ascii_lowercase();
     let settings = [
         ("CLIENT_ID", client.clone()),
         ("--url", url.text.clone()),
-        ("the proxy's address", proxy.as_ref().map(|proxy| proxy.address.clone()).unwrap_or_default()),
+        (
+            "the proxy's address",
+            proxy
+                .as_ref()
+                .map(|proxy| proxy.address.clone())
+                .unwrap_or_default(),
+        ),
         ("--output or COMMAND", options.output.destination.name()),
-        ("--cacert", cacert.as_ref().map(|file| escape(file.as_os_str())).unwrap_or_default()),
+        (
+            "--cacert",
+            cacert
+                .as_ref()
+                .map(|file| escape(file.as_os_str()))
+                .unwrap_or_default(),
+        ),
     ];
     // A shorter key could be part of any setting by chance.
-    let contains = |(_, text): &(_, String)| key.len() >= 16 && text.to_ascii_lowercase().contains(&key);
+    let contains =
+        |(_, text): &(_, String)| key.len() >= 16 && text.to_ascii_lowercase().contains(&key);
     settings.into_iter().find(contains).map(|(named, _)| named)
 }
 
@@ -206,15 +282,25 @@ fn setting(
     let path = match (env(variable), env(file)) {
         (Some(value), None) => return Ok((variable, value.into_encoded_bytes())),
         (None, Some(path)) => Ok(path),
-        (Some(_), Some(_)) => Err(format!("{variable} and {file} are both set: unset one of them")),
-        (None, None) => Err(format!("{missing} {variable}, or {file} to the name of its file")),
+        (Some(_), Some(_)) => Err(format!(
+            "{variable} and {file} are both set: unset one of them"
+        )),
+        (None, None) => Err(format!(
+            "{missing} {variable}, or {file} to the name of its file"
+        )),
     }
     .map_err(Error::usage)?;
     signal::set_step(step);
     let mut text = Vec::new();
     // The longest key and some white space. Anything longer (/dev/zero) is refused, not read to its end.
-    let read = File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
-    let error = |error| Error::usage(format!("{file}: cannot read the file: {}", io_message(&error)));
+    let read =
+        File::open(path).and_then(|file| file.take(MAX_KEY as u64 + 64).read_to_end(&mut text));
+    let error = |error| {
+        Error::usage(format!(
+            "{file}: cannot read the file: {}",
+            io_message(&error)
+        ))
+    };
     read.map(|_| (file, text)).map_err(error)
 }
 
@@ -225,11 +311,19 @@ fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
 
 fn argument_error(error: lexopt::Error) -> Error {
     let is_key = |option: &str| {
-        has_token(option, "") || option.trim_start_matches('-').to_ascii_lowercase().starts_with("sk-")
+        has_token(option, "")
+            || option
+                .trim_start_matches('-')
+                .to_ascii_lowercase()
+                .starts_with("sk-")
     };
     Error::usage(match error {
-        lexopt::Error::UnexpectedOption(option) if is_key(&option) => "[hidden]: unknown option".to_owned(),
-        lexopt::Error::UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
+        lexopt::Error::UnexpectedOption(option) if is_key(&option) => {
+            "[hidden]: unknown option".to_owned()
+        }
+        lexopt::Error::UnexpectedOption(option) => {
+            format!("{}: unknown option", escape(option.as_ref()))
+        }
         lexopt::Error::UnexpectedValue { option, .. } => format!("{option}: takes no value"),
         _ => "invalid argument".to_owned(),
     })
@@ -239,34 +333,50 @@ fn seconds(text: &OsStr) -> Result<Duration, Error> {
     let text = text.to_str().unwrap_or_default();
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     // The part has nine digits, so this is in nanoseconds. With floating point the binary would be 36 KB bigger.
-    let duration = format!("{whole}{part:0<9.9}").parse().ok().map(Duration::from_nanos);
+    let duration = format!("{whole}{part:0<9.9}")
+        .parse()
+        .ok()
+        .map(Duration::from_nanos);
     let limits = Duration::from_nanos(1)..=Duration::from_secs(86400);
     let usable = duration.filter(|d| limits.contains(d) && !text.contains('+') && part.len() < 10);
-    usable.ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
+    usable
+        .ok_or_else(|| Error::usage("--timeout: give a number of seconds above 0 and up to 86400"))
 }
 
 /// Accepts a client's id with white space around it: 1 to 128 characters that need no escaping in a path or a log.
 fn client_id(text: &[u8]) -> Result<String, &'static str> {
     let id = text.trim_ascii();
-    if id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"sk-")) {
+    if id
+        .get(..3)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"sk-"))
+    {
         return Err("contains an API key: put it only in DOCSPACE_API_KEY");
     }
     let usable = |b: &u8| b.is_ascii_alphanumeric() || b"-._~".contains(b);
     let is_id = (1..=128).contains(&id.len()) && id.iter().all(usable) && id != b"." && id != b"..";
     let why = "contains no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~";
-    is_id.then(|| String::from_utf8_lossy(id).into_owned()).ok_or(why)
+    is_id
+        .then(|| String::from_utf8_lossy(id).into_owned())
+        .ok_or(why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ENV: &[(&str, &str)] =
-        &[("DOCSPACE_BASE_URL", "https://portal.example"), ("DOCSPACE_API_KEY", "sk-hush")];
+    const ENV: &[(&str, &str)] = &[
+        ("DOCSPACE_BASE_URL", "https://portal.example"),
+        ("DOCSPACE_API_KEY", "sk-hush"),
+    ];
 
     fn options_with(args: &[&str], more: &[(&str, &str)]) -> Result<Options, Error> {
         let env = [ENV, more].concat();
-        let value = |name: &str| env.iter().rev().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+        let value = |name: &str| {
+            env.iter()
+                .rev()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| value.into())
+        };
         match parse(args.iter().map(OsString::from))? {
             Action::Rotate(arguments) => arguments.options(value),
             Action::Print(text) => panic!("{text}"),
@@ -279,7 +389,12 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let Options { mode, verify, portal, output } = options(&["client-1"], &[]);
+        let Options {
+            mode,
+            verify,
+            portal,
+            output,
+        } = options(&["client-1"], &[]);
         assert_eq!((mode, verify), (Mode::All, false));
         assert_eq!(
             (portal.client.as_str(), portal.url.text.as_str()),
@@ -288,27 +403,59 @@ mod tests {
         assert_eq!(portal.key.expose(), "sk-hush");
         assert!(portal.proxy.is_none() && portal.cacert.is_none() && !portal.quiet);
         assert!(output.destination == Destination::Stdout && output.newline && !output.json);
-        let Ok(Action::Rotate(arguments)) = parse(["id".into()]) else { panic!("no run") };
+        let Ok(Action::Rotate(arguments)) = parse(["id".into()]) else {
+            panic!("no run")
+        };
         assert_eq!(arguments.timeout, Duration::from_secs(120));
         assert!(!format!("{:?}", options(&["client-1"], &[])).contains("hush"));
     }
 
     #[test]
     fn every_option() {
-        let args =
-            ["--json", "--only", "regenerate", "--verify", "-q", "-oout", "-n", "--cacert=ca.pem", "id"];
-        let Options { mode, verify, portal, output } = options(&args, &[]);
+        let args = [
+            "--json",
+            "--only",
+            "regenerate",
+            "--verify",
+            "-q",
+            "-oout",
+            "-n",
+            "--cacert=ca.pem",
+            "id",
+        ];
+        let Options {
+            mode,
+            verify,
+            portal,
+            output,
+        } = options(&args, &[]);
         assert_eq!((mode, verify), (Mode::Regenerate, true));
         assert_eq!(output.destination, Destination::File("out".into()));
-        assert!(output.json && !output.newline && portal.quiet && portal.cacert == Some("ca.pem".into()));
+        assert!(
+            output.json
+                && !output.newline
+                && portal.quiet
+                && portal.cacert == Some("ca.pem".into())
+        );
         assert_eq!(options(&["x", "--only=revoke"], &[]).mode, Mode::Revoke);
         assert_eq!(options(&["x", "--check", "-o", "f"], &[]).mode, Mode::Check);
-        assert_eq!(options(&["x", "-o", "-"], &[]).output.destination, Destination::Stdout);
-        let command = options(&["x", "--", "store", "-x", "--"], &[]).output.destination;
-        assert_eq!(command, Destination::Command("store".into(), vec!["-x".into(), "--".into()]));
-        for (seconds, millis) in
-            [("2.5", Some(2500)), ("86400", Some(86_400_000)), ("86401", None), ("0", None)]
-        {
+        assert_eq!(
+            options(&["x", "-o", "-"], &[]).output.destination,
+            Destination::Stdout
+        );
+        let command = options(&["x", "--", "store", "-x", "--"], &[])
+            .output
+            .destination;
+        assert_eq!(
+            command,
+            Destination::Command("store".into(), vec!["-x".into(), "--".into()])
+        );
+        for (seconds, millis) in [
+            ("2.5", Some(2500)),
+            ("86400", Some(86_400_000)),
+            ("86401", None),
+            ("0", None),
+        ] {
             let timeout = match parse(["x", "--timeout", seconds].map(OsString::from)) {
                 Ok(Action::Rotate(arguments)) => Some(arguments.timeout),
                 _ => None,
@@ -319,13 +466,30 @@ mod tests {
 
     #[test]
     fn an_argument_overrides_its_variable() {
-        let env = [("DOCSPACE_CLIENT_ID", "from-env"), ("SSL_CERT_FILE", "env.pem")];
+        let env = [
+            ("DOCSPACE_CLIENT_ID", "from-env"),
+            ("SSL_CERT_FILE", "env.pem"),
+        ];
         let portal = options(&[], &env).portal;
-        assert_eq!((portal.client.as_str(), portal.cacert), ("from-env", Some("env.pem".into())));
+        assert_eq!(
+            (portal.client.as_str(), portal.cacert),
+            ("from-env", Some("env.pem".into()))
+        );
         // Even if the variable is unusable.
-        let env = [("DOCSPACE_CLIENT_ID", "/"), ("DOCSPACE_BASE_URL", "?"), ("SSL_CERT_FILE", "env.pem")];
-        let portal = options(&[" arg\n", "-u", "https://arg.example", "--cacert=arg.pem"], &env).portal;
-        assert_eq!((portal.client.as_str(), portal.url.host.as_str()), ("arg", "arg.example"));
+        let env = [
+            ("DOCSPACE_CLIENT_ID", "/"),
+            ("DOCSPACE_BASE_URL", "?"),
+            ("SSL_CERT_FILE", "env.pem"),
+        ];
+        let portal = options(
+            &[" arg\n", "-u", "https://arg.example", "--cacert=arg.pem"],
+            &env,
+        )
+        .portal;
+        assert_eq!(
+            (portal.client.as_str(), portal.url.host.as_str()),
+            ("arg", "arg.example")
+        );
         assert_eq!(portal.cacert, Some("arg.pem".into()));
     }
 
@@ -335,11 +499,27 @@ mod tests {
             (&["-u", "http://127.0.0.1:1"][..], &[][..], true),
             (&["-u", "http://portal.example"], &[], false),
             (&["-u", "http://portal.example", "--allow-http"], &[], true),
-            (&["-u", "http://localhost"], &[("http_proxy", "proxy.example:1")], false),
-            (&["-u", "http://localhost"], &[("http_proxy", "localhost:1")], true),
-            (&["-u", "http://localhost"], &[("http_proxy", "[::1]:1")], true),
+            (
+                &["-u", "http://localhost"],
+                &[("http_proxy", "proxy.example:1")],
+                false,
+            ),
+            (
+                &["-u", "http://localhost"],
+                &[("http_proxy", "localhost:1")],
+                true,
+            ),
+            (
+                &["-u", "http://localhost"],
+                &[("http_proxy", "[::1]:1")],
+                true,
+            ),
         ] {
-            assert_eq!(options_with(&[args, &["id"]].concat(), env).is_ok(), allowed, "{args:?} {env:?}");
+            assert_eq!(
+                options_with(&[args, &["id"]].concat(), env).is_ok(),
+                allowed,
+                "{args:?} {env:?}"
+            );
         }
     }
 
@@ -357,13 +537,16 @@ mod tests {
             (&["id"], ("HTTPS_PROXY", key), "the proxy's address"),
             (&["id"], ("DOCSPACE_CLIENT_ID_FILE", key), ""),
         ] {
-            let error =
-                options_with(args, &[("DOCSPACE_API_KEY", key), env]).map_err(|error| error.to_string());
+            let error = options_with(args, &[("DOCSPACE_API_KEY", key), env])
+                .map_err(|error| error.to_string());
             let Err(error) = error else {
                 assert_eq!(named, "", "{args:?}");
                 continue;
             };
-            assert!(error.starts_with(named) && !error.to_lowercase().contains(key), "{error}");
+            assert!(
+                error.starts_with(named) && !error.to_lowercase().contains(key),
+                "{error}"
+            );
         }
         // A short one may be a part of anything.
         assert!(options_with(&["id", "-o", "out/key"], &[("DOCSPACE_API_KEY", "out/key")]).is_ok());
@@ -371,10 +554,31 @@ mod tests {
 
     #[test]
     fn client_ids() {
-        for good in ["27d1f5ac-11da-4592-828d-1bd6e6212e9d", "a", "A.b_c~d", "...", &"x".repeat(128)] {
-            assert_eq!(client_id(format!(" {good}\r\n").as_bytes()).as_deref(), Ok(good));
+        for good in [
+            "27d1f5ac-11da-4592-828d-1bd6e6212e9d",
+            "a",
+            "A.b_c~d",
+            "...",
+            &"x".repeat(128),
+        ] {
+            assert_eq!(
+                client_id(format!(" {good}\r\n").as_bytes()).as_deref(),
+                Ok(good)
+            );
         }
-        for bad in ["", " ", ".", "..", "a b", "a/b", "a%2fb", "é", "sk-1", "SK-1", &"x".repeat(129)] {
+        for bad in [
+            "",
+            " ",
+            ".",
+            "..",
+            "a b",
+            "a/b",
+            "a%2fb",
+            "é",
+            "sk-1",
+            "SK-1",
+            &"x".repeat(129),
+        ] {
             assert!(client_id(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -18,20 +18,33 @@ pub enum State {
 use State::{NotDelivered, NotRevoked, NotVerified, Refused, Unknown, Unreached, Usage};
 
 impl State {
-    const ALL: [State; 7] = [Usage, Refused, Unreached, NotRevoked, NotDelivered, Unknown, NotVerified];
+    const ALL: [State; 7] = [
+        Usage,
+        Refused,
+        Unreached,
+        NotRevoked,
+        NotDelivered,
+        Unknown,
+        NotVerified,
+    ];
     pub fn status(self) -> u8 {
         self as u8
     }
 
     pub fn from_status(status: u8) -> State {
-        State::ALL.into_iter().find(|state| state.status() == status).unwrap_or(Unknown)
+        State::ALL
+            .into_iter()
+            .find(|state| state.status() == status)
+            .unwrap_or(Unknown)
     }
 
     /// Returns the state in words, which people grep for, and what to do next.
     pub fn words(self) -> &'static str {
         match self {
             Usage => "nothing was sent; see --help",
-            Refused => "the client's secret is unchanged; check the address, CA, proxy, key and client id",
+            Refused => {
+                "the client's secret is unchanged; check the address, CA, proxy, key and client id"
+            }
             Unreached => "the client's secret is unchanged; run again later",
             NotRevoked => {
                 "the new secret was delivered, but the consent may still be in force; run again with --only revoke"
@@ -60,7 +73,11 @@ pub struct Error {
 
 impl Error {
     pub fn new(state: State, what: impl Into<String>) -> Error {
-        Error { state, what: what.into(), words: state.words() }
+        Error {
+            state,
+            what: what.into(),
+            words: state.words(),
+        }
     }
 
     pub fn usage(what: impl Into<String>) -> Error {
@@ -77,7 +94,11 @@ impl fmt::Display for Error {
 /// Returns an I/O error in the system's words, without the number that Rust adds.
 pub fn io_message(error: &io::Error) -> String {
     let words = error.to_string();
-    words.split(" (os error ").next().unwrap_or_default().to_owned()
+    words
+        .split(" (os error ")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Writes one line to stderr. It is dropped if stderr is closed, or full for 200 ms: neither changes what the run does.
@@ -90,7 +111,11 @@ pub fn log(line: &str) {
 
 /// Waits this many milliseconds, or forever if negative, until bytes or an error are possible. Async-signal-safe.
 pub fn wait_writable(fd: RawFd, milliseconds: i32) -> bool {
-    let mut fd = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let mut fd = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
     // SAFETY: one structure is passed, and it is valid.
     unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
@@ -113,7 +138,10 @@ mod tests {
             let state = State::from_status(status);
             assert_eq!(state.status(), status);
             let line = Error::new(state, "it broke").to_string();
-            assert!(line.starts_with("it broke; ") && line.contains(next) && !line.contains('\n'), "{line}");
+            assert!(
+                line.starts_with("it broke; ") && line.contains(next) && !line.contains('\n'),
+                "{line}"
+            );
         }
     }
 }

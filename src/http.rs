@@ -13,8 +13,8 @@ use ureq::http::{self, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector, SocksConnector,
-    TcpConnector, Transport,
+    ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
+    SocksConnector, TcpConnector, Transport,
 };
 use ureq::{Agent, Error, Timeout};
 
@@ -43,7 +43,11 @@ pub struct Http {
 
 impl Http {
     /// Sets up ureq, and sends nothing. The error says why the CA file is not usable.
-    pub fn new(url: String, proxy: Option<ureq::Proxy>, cacert: Option<&Path>) -> Result<Http, String> {
+    pub fn new(
+        url: String,
+        proxy: Option<ureq::Proxy>,
+        cacert: Option<&Path>,
+    ) -> Result<Http, String> {
         let roots = cacert.map(roots).transpose()?.unwrap_or(RootCerts::WebPki);
         let proxied = proxy.is_some();
         let config = Config::builder()
@@ -66,15 +70,25 @@ impl Http {
             .input_buffer_size(MAX_HEADER + 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        let connector = SentMarker { sent: false, proxied }
-            .chain(SocksConnector::default())
-            .chain(ConnectProxyConnector::default())
-            .chain(TcpConnector::default())
-            .chain(RustlsConnector::default())
-            .chain(SentMarker { sent: true, proxied });
+        let connector = SentMarker {
+            sent: false,
+            proxied,
+        }
+        .chain(SocksConnector::default())
+        .chain(ConnectProxyConnector::default())
+        .chain(TcpConnector::default())
+        .chain(RustlsConnector::default())
+        .chain(SentMarker {
+            sent: true,
+            proxied,
+        });
         let addresses = Addresses::default();
         let agent = Agent::with_parts(config, connector, CachedResolver(addresses.clone()));
-        Ok(Http { agent, url, addresses })
+        Ok(Http {
+            agent,
+            url,
+            addresses,
+        })
     }
 
     pub fn send(&self, step: Step, call: Call, headers: Headers, form: Form) -> Outcome {
@@ -85,16 +99,32 @@ impl Http {
             let (sent, why) = (signal::SENT.load(SeqCst), message(&error));
             if !sent {
                 // The host may have moved.
-                *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                *self
+                    .addresses
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = None;
             }
             // TLS 1.3 reports a missing client certificate only in answer to the first request.
             let is_handshake = !sent || matches!(step, Step::SignIn | Step::Probe);
-            let denied = matches!(proxy_status(&error), Some(300..=407 | 409..=428 | 430..=499));
-            Failure { sent, refused: denied || (is_handshake && is_tls(&error)), why }
+            let denied = matches!(
+                proxy_status(&error),
+                Some(300..=407 | 409..=428 | 430..=499)
+            );
+            Failure {
+                sent,
+                refused: denied || (is_handshake && is_tls(&error)),
+                why,
+            }
         })
     }
 
-    fn exchange(&self, step: Step, call: Call, headers: Headers, form: Form) -> Result<Reply, Error> {
+    fn exchange(
+        &self,
+        step: Step,
+        call: Call,
+        headers: Headers,
+        form: Form,
+    ) -> Result<Reply, Error> {
         let url = self.url.clone() + &call.1;
         let mut builder = http::Request::builder().method(call.0).uri(&url);
         for (name, value) in headers.into_iter().flatten() {
@@ -105,11 +135,17 @@ impl Http {
             // It can't be repeated: no time limit, and a fresh connection, because a kept one may already be closing.
             // An empty body sends Content-Length: 0 (RFC 9110, section 8.6).
             (Step::Regenerate, _) => {
-                let ready = self.agent.configure_request(builder.body("")?).timeout_global(None);
+                let ready = self
+                    .agent
+                    .configure_request(builder.body("")?)
+                    .timeout_global(None);
                 self.agent.run(ready.max_idle_age(Duration::ZERO).build())?
             }
             (Step::Expiry, _) => {
-                let ready = self.agent.configure_request(builder.body(())?).timeout_global(Some(BODY));
+                let ready = self
+                    .agent
+                    .configure_request(builder.body(())?)
+                    .timeout_global(Some(BODY));
                 self.agent.run(ready.build())?
             }
             (_, Some(form)) => self.agent.post(url).send_form(form)?,
@@ -120,9 +156,18 @@ impl Http {
             signal::enter(State::Unknown, BODY + Duration::from_secs(1));
         }
         let mut body = Vec::new();
-        let read = response.body_mut().as_reader().take(MAX_BODY as u64).read_to_end(&mut body);
+        let read = response
+            .body_mut()
+            .as_reader()
+            .take(MAX_BODY as u64)
+            .read_to_end(&mut body);
         let headers = response.headers();
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let header = |name| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
         Ok(Reply {
             status: response.status().as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
@@ -130,7 +175,9 @@ impl Http {
             retry_after: header("retry-after").to_owned(),
             rate_limit_reset: header("x-ratelimit-reset").to_owned(),
             truncated: read.is_err() || body.len() == MAX_BODY,
-            body: String::from_utf8_lossy(&body).trim_start_matches('\u{feff}').to_owned(),
+            body: String::from_utf8_lossy(&body)
+                .trim_start_matches('\u{feff}')
+                .to_owned(),
         })
     }
 }
@@ -138,10 +185,19 @@ impl Http {
 fn roots(file: &Path) -> Result<RootCerts, String> {
     signal::set_step(Step::CaFile);
     let name = shorten(escape(file.as_os_str()));
-    let pem = fs::read(file).map_err(|error| format!("{name} cannot be read: {}", io_message(&error)))?;
-    let certificate = |item| if let Ok(PemItem::Certificate(it)) = item { Some(it) } else { None };
+    let pem =
+        fs::read(file).map_err(|error| format!("{name} cannot be read: {}", io_message(&error)))?;
+    let certificate = |item| {
+        if let Ok(PemItem::Certificate(it)) = item {
+            Some(it)
+        } else {
+            None
+        }
+    };
     let certificates: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
-    certificates.first().ok_or_else(|| format!("{name} contains no certificate (PEM)"))?;
+    certificates
+        .first()
+        .ok_or_else(|| format!("{name} contains no certificate (PEM)"))?;
     Ok(RootCerts::new_with_certs(&certificates))
 }
 
@@ -155,7 +211,10 @@ fn is_tls(error: &Error) -> bool {
 
 /// Parts of rustls's errors, and what they mean.
 const TLS_WORDS: [(&str, &str); 6] = [
-    ("UnknownIssuer", "the certificate is from an unknown CA (see --cacert)"),
+    (
+        "UnknownIssuer",
+        "the certificate is from an unknown CA (see --cacert)",
+    ),
     ("expired", "the certificate has expired"),
     ("not valid for name", "the certificate is for another host"),
     ("CaUsedAsEndEntity", "the certificate is a CA certificate"),
@@ -166,11 +225,16 @@ const TLS_WORDS: [(&str, &str); 6] = [
 /// Returns an error of ureq's in plain words. Its own may quote the server, or name ureq's parts.
 fn message(error: &Error) -> String {
     match error {
-        Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => "the connection was closed".into(),
+        Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            "the connection was closed".into()
+        }
         error if is_tls(error) => {
             let text = error.to_string();
             let known = TLS_WORDS.iter().find(|(part, _)| text.contains(part));
-            format!("TLS failed: {}", known.map_or(text.trim_start_matches("io: "), |(_, words)| words))
+            format!(
+                "TLS failed: {}",
+                known.map_or(text.trim_start_matches("io: "), |(_, words)| words)
+            )
         }
         Error::Io(error) => io_message(error),
         Error::Timeout(Timeout::Connect) => format!("no connection within {} s", CONNECT.as_secs()),
@@ -185,7 +249,9 @@ fn message(error: &Error) -> String {
 
 /// Returns the status with which a proxy refused. ureq has it in words: `proxy server responded 407/407`.
 fn proxy_status(error: &Error) -> Option<u16> {
-    let Error::ConnectProxyFailed(why) = error else { return None };
+    let Error::ConnectProxyFailed(why) = error else {
+        return None;
+    };
     why.split_once("responded ")?.1.get(..3)?.parse().ok()
 }
 
@@ -196,7 +262,12 @@ type Addresses = Arc<Mutex<Option<ResolvedSocketAddrs>>>;
 struct CachedResolver(Addresses);
 
 impl Resolver for CachedResolver {
-    fn resolve(&self, uri: &Uri, config: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(addresses) = &*cached {
             return Ok(addresses.clone());
@@ -207,7 +278,10 @@ impl Resolver for CachedResolver {
         match localhost(uri) {
             Some(both) => both.into_iter().for_each(|address| addresses.push(address)),
             // Without a timeout ureq starts no thread.
-            None => addresses = DefaultResolver::default().resolve(uri, config, NextTimeout::default())?,
+            None => {
+                addresses =
+                    DefaultResolver::default().resolve(uri, config, NextTimeout::default())?
+            }
         }
         Ok(cached.insert(addresses).clone())
     }
@@ -217,7 +291,10 @@ impl Resolver for CachedResolver {
 fn localhost(uri: &Uri) -> Option<[SocketAddr; 2]> {
     let host = DefaultResolver::host_and_port(uri.scheme()?, uri.authority()?)?;
     let port: u16 = host.strip_prefix("localhost:")?.parse().ok()?;
-    Some([(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()])
+    Some([
+        (Ipv4Addr::LOCALHOST, port).into(),
+        (Ipv6Addr::LOCALHOST, port).into(),
+    ])
 }
 
 /// Wraps ureq's connectors, first and last. What TLS and the proxy send in between does not count.

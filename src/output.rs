@@ -71,7 +71,9 @@ impl<'a> Output<'a> {
         };
         let name = settings.destination.name();
         let error = |error| Error::usage(format!("cannot {verb} {name}: {}", io_message(&error)));
-        target.map(|target| Output { settings, target }).map_err(error)
+        target
+            .map(|target| Output { settings, target })
+            .map_err(error)
     }
 
     /// Checks that the output can be opened. A FIFO is left alone: its reader would get an end of file.
@@ -85,8 +87,16 @@ impl<'a> Output<'a> {
 
     pub fn deliver(self, new: &NewSecret) -> Result<(), Error> {
         signal::set_step(Step::Deliver);
-        let Settings { destination, newline, json, .. } = self.settings;
-        let mut bytes = if *json { &new.object } else { &new.secret }.expose().as_bytes().to_vec();
+        let Settings {
+            destination,
+            newline,
+            json,
+            ..
+        } = self.settings;
+        let mut bytes = if *json { &new.object } else { &new.secret }
+            .expose()
+            .as_bytes()
+            .to_vec();
         if *newline && !matches!(destination, Destination::Command(..)) {
             bytes.push(b'\n');
         }
@@ -97,8 +107,15 @@ impl<'a> Output<'a> {
             Target::New(path) => create(&path, &bytes),
         };
         let what = format!("the new secret was not delivered to {}", destination.name());
-        let error = |error| Error::new(State::NotDelivered, format!("{what}: {}", io_message(&error)));
-        delivered.map(|()| signal::set_step(Step::Delivered)).map_err(error)
+        let error = |error| {
+            Error::new(
+                State::NotDelivered,
+                format!("{what}: {}", io_message(&error)),
+            )
+        };
+        delivered
+            .map(|()| signal::set_step(Step::Delivered))
+            .map_err(error)
     }
 }
 
@@ -118,17 +135,25 @@ fn stdout() -> io::Result<Target> {
 
 fn open_file(path: &Path) -> io::Result<Target> {
     // A name of stdout, such as /dev/stdout, is stdout: opened again, it would be written from the start.
-    if io::stdout().as_fd().try_clone_to_owned().is_ok_and(|stdout| is_at(&File::from(stdout), path)) {
+    if io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .is_ok_and(|stdout| is_at(&File::from(stdout), path))
+    {
         return stdout();
     }
     match OpenOptions::new().write(true).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
             let (mut file, temporary) = create_beside(path)?;
             fs::remove_file(temporary)?;
-            ignore_unless_full(file.write_all(&[0; ROOM as usize]).and_then(|()| file.sync_all()))?;
+            ignore_unless_full(
+                file.write_all(&[0; ROOM as usize])
+                    .and_then(|()| file.sync_all()),
+            )?;
             Ok(Target::New(path.to_owned()))
         }
-        opened => opened.and_then(|file| reserve(&file, 0).map(|()| Target::Existing(file, path.to_owned()))),
+        opened => opened
+            .and_then(|file| reserve(&file, 0).map(|()| Target::Existing(file, path.to_owned()))),
     }
 }
 
@@ -139,7 +164,14 @@ fn reserve(file: &File, start: u64) -> io::Result<()> {
         return Ok(());
     }
     // SAFETY: the descriptor is open.
-    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, start as i64, ROOM as i64) } {
+    match unsafe {
+        libc::fallocate(
+            file.as_raw_fd(),
+            libc::FALLOC_FL_KEEP_SIZE,
+            start as i64,
+            ROOM as i64,
+        )
+    } {
         0 => Ok(()),
         _ => ignore_unless_full(Err(io::Error::last_os_error())),
     }
@@ -147,8 +179,18 @@ fn reserve(file: &File, start: u64) -> io::Result<()> {
 
 /// Returns the error of a full disk, of a quota or of a size limit. Not every file system can reserve room.
 fn ignore_unless_full(result: io::Result<()>) -> io::Result<()> {
-    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
-    result.or_else(|error| if full.contains(&error.kind()) { Err(error) } else { Ok(()) })
+    let full = [
+        ErrorKind::StorageFull,
+        ErrorKind::QuotaExceeded,
+        ErrorKind::FileTooLarge,
+    ];
+    result.or_else(|error| {
+        if full.contains(&error.kind()) {
+            Err(error)
+        } else {
+            Ok(())
+        }
+    })
 }
 
 fn overwrite(file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -157,7 +199,9 @@ fn overwrite(file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
         file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
         if !is_at(&file, path) {
-            return Err(io::Error::other("the file was removed or replaced during the run"));
+            return Err(io::Error::other(
+                "the file was removed or replaced during the run",
+            ));
         }
     }
     Ok(())
@@ -168,7 +212,8 @@ fn write(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         wait_writable(file.as_raw_fd(), -1);
         match file.write(bytes) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             written => bytes = &bytes[written?..],
         }
     }
@@ -179,42 +224,69 @@ fn write(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (mut file, temporary) = create_beside(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
+    written
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     // `file_name` drops a slash or a dot at the end.
-    if !path.file_name().is_some_and(|name| path.as_os_str().as_bytes().ends_with(name.as_bytes())) {
+    if !path
+        .file_name()
+        .is_some_and(|name| path.as_os_str().as_bytes().ends_with(name.as_bytes()))
+    {
         return Err(io::Error::other("it names a directory"));
     }
     let random = RandomState::new().build_hasher().finish();
     let temporary = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
     Ok((file, temporary))
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |file: fs::Metadata| (file.dev(), file.ino());
-    file.metadata().is_ok_and(|open| fs::metadata(path).is_ok_and(|there| identity(open) == identity(there)))
+    file.metadata()
+        .is_ok_and(|open| fs::metadata(path).is_ok_and(|there| identity(open) == identity(there)))
 }
 
 /// Checks that a command is executable. A name with a slash is a path; any other is searched on PATH.
 fn prepare_command(name: &OsStr, args: &[OsString], env: &[(&str, String)]) -> io::Result<Target> {
     let path = env::var_os("PATH").filter(|path| !path.is_empty());
-    let folders = path.iter().flat_map(env::split_paths).map(|folder| Path::new(".").join(folder));
+    let folders = path
+        .iter()
+        .flat_map(env::split_paths)
+        .map(|folder| Path::new(".").join(folder));
     let has_slash = name.as_bytes().contains(&b'/');
-    let folders: Vec<PathBuf> = if has_slash { vec![PathBuf::new()] } else { folders.collect() };
+    let folders: Vec<PathBuf> = if has_slash {
+        vec![PathBuf::new()]
+    } else {
+        folders.collect()
+    };
     let is_executable = |file: PathBuf| {
         let path = CString::new(file.as_os_str().as_bytes());
         // SAFETY: the string outlives the call.
-        file.is_file() && path.is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 })
+        file.is_file()
+            && path.is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 })
     };
-    if !folders.into_iter().any(|folder| is_executable(folder.join(name))) {
+    if !folders
+        .into_iter()
+        .any(|folder| is_executable(folder.join(name)))
+    {
         return Err(io::Error::other("not found, or not executable"));
     }
     let mut command = Command::new(name);
-    command.args(args).envs(env.iter().map(|(name, value)| (name, value)));
-    for variable in ["DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", "DOCSPACE_CLIENT_ID_FILE"] {
+    command
+        .args(args)
+        .envs(env.iter().map(|(name, value)| (name, value)));
+    for variable in [
+        "DOCSPACE_API_KEY",
+        "DOCSPACE_API_KEY_FILE",
+        "DOCSPACE_CLIENT_ID_FILE",
+    ] {
         command.env_remove(variable);
     }
     let (reader, writer) = io::pipe()?;
@@ -223,7 +295,12 @@ fn prepare_command(name: &OsStr, args: &[OsString], env: &[(&str, String)]) -> i
 }
 
 /// Runs a command with the bytes on its stdin. Returns when the command exits, even if it never read them.
-fn run(mut command: Command, reader: &PipeReader, mut writer: PipeWriter, bytes: &[u8]) -> io::Result<()> {
+fn run(
+    mut command: Command,
+    reader: &PipeReader,
+    mut writer: PipeWriter,
+    bytes: &[u8],
+) -> io::Result<()> {
     // SAFETY: the descriptor is open.
     unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
     // The pipe is filled before the command starts, so a kill never leaves it half a bare secret.

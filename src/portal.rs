@@ -36,14 +36,28 @@ pub struct Portal<'a> {
 
 impl<'a> Portal<'a> {
     pub fn new(settings: &'a Settings) -> Result<Portal<'a>, Error> {
-        let Settings { url, proxy, cacert, .. } = settings;
-        let through = |proxy: &Proxy| format!(" through the proxy {} from {}", proxy.address, proxy.variable);
+        let Settings {
+            url, proxy, cacert, ..
+        } = settings;
+        let through = |proxy: &Proxy| {
+            format!(
+                " through the proxy {} from {}",
+                proxy.address, proxy.variable
+            )
+        };
         let peer = url.host.clone() + &proxy.as_ref().map(through).unwrap_or_default();
         signal::PEER.get_or_init(|| peer.clone());
         let proxy = proxy.as_ref().map(|proxy| proxy.inner.clone());
         let http = Http::new(url.text.clone(), proxy, cacert.as_deref());
         let http = http.map_err(|why| Error::usage(format!("the CA file {why}")))?;
-        Ok(Portal { settings, http, peer, signatures: vec![], unsigned_status: None, new: None })
+        Ok(Portal {
+            settings,
+            http,
+            peer,
+            signatures: vec![],
+            unsigned_status: None,
+            new: None,
+        })
     }
 
     /// Turns the key into a signature, which later calls carry beside the key.
@@ -67,15 +81,35 @@ impl<'a> Portal<'a> {
     pub fn check(&mut self) -> Result<(), Error> {
         let reply = self.call(Step::Probe, State::Unreached)?;
         if reply.status >= 300 {
-            return Err(Error::new(State::Refused, self.describe(Step::Probe, &Ok(reply))));
+            return Err(Error::new(
+                State::Refused,
+                self.describe(Step::Probe, &Ok(reply)),
+            ));
         }
         // From here on nothing changes the status.
         signal::ignore();
-        let Settings { client, url, key, .. } = self.settings;
-        let key = if key.expose().starts_with("sk-") { "an API key" } else { "a bearer token" };
-        let way = if self.signatures.is_empty() { "without" } else { "with" };
-        self.log(&format!("Ready: {} has client {client}, by {key} {way} sign-in.", url.text));
-        if let Some(date) = self.send(Step::Expiry).ok().and_then(|reply| reply::expiry(&reply)) {
+        let Settings {
+            client, url, key, ..
+        } = self.settings;
+        let key = if key.expose().starts_with("sk-") {
+            "an API key"
+        } else {
+            "a bearer token"
+        };
+        let way = if self.signatures.is_empty() {
+            "without"
+        } else {
+            "with"
+        };
+        self.log(&format!(
+            "Ready: {} has client {client}, by {key} {way} sign-in.",
+            url.text
+        ));
+        if let Some(date) = self
+            .send(Step::Expiry)
+            .ok()
+            .and_then(|reply| reply::expiry(&reply))
+        {
             self.log(&format!("The API key expires on {date}."));
         }
         Ok(())
@@ -89,9 +123,16 @@ impl<'a> Portal<'a> {
     }
 
     pub fn revoke(&mut self) -> Result<(), Error> {
-        let before = if self.new.is_some() { State::NotRevoked } else { State::Unreached };
+        let before = if self.new.is_some() {
+            State::NotRevoked
+        } else {
+            State::Unreached
+        };
         self.call(Step::Revoke, before)?;
-        self.log(&format!("Client consent revoked for client {}.", self.settings.client));
+        self.log(&format!(
+            "Client consent revoked for client {}.",
+            self.settings.client
+        ));
         Ok(())
     }
 
@@ -111,7 +152,10 @@ impl<'a> Portal<'a> {
                 ),
                 words: "the new secret was delivered, but not verified; run again, one run at a time",
             }),
-            None => Err(Error::new(State::NotVerified, self.describe(Step::Introspect, &Ok(reply)))),
+            None => Err(Error::new(
+                State::NotVerified,
+                self.describe(Step::Introspect, &Ok(reply)),
+            )),
         }
     }
 
@@ -133,7 +177,10 @@ impl<'a> Portal<'a> {
             }
             let wait = reply::wait(attempt, &outcome);
             if next == Next::Retry && wait < signal::time_left() {
-                self.log(&format!("{}, trying again in {wait:?}", self.summarize(step, &outcome)));
+                self.log(&format!(
+                    "{}, trying again in {wait:?}",
+                    self.summarize(step, &outcome)
+                ));
                 thread::sleep(wait);
                 attempt += 1;
                 continue;
@@ -143,9 +190,10 @@ impl<'a> Portal<'a> {
             }
             let (state, late) = match next {
                 Next::Unknown => (State::Unknown, String::new()),
-                Next::Retry => {
-                    (before, format!(", and the next attempt in {wait:?} would exceed the time limit"))
-                }
+                Next::Retry => (
+                    before,
+                    format!(", and the next attempt in {wait:?} would exceed the time limit"),
+                ),
                 _ if before == State::Unreached => (State::Refused, String::new()),
                 _ => (before, String::new()),
             };
@@ -170,15 +218,21 @@ impl<'a> Portal<'a> {
         let new = self.new.as_ref().filter(|_| step == Step::Introspect);
         let (client, token) = (("client_id", client.as_str()), ("token", "docspace-rotate"));
         let form = new.map(|new| [client, ("client_secret", new.secret.expose()), token]);
-        let bearer = form.is_none().then(|| ("authorization", format!("Bearer {}", key.expose())));
+        let bearer = form
+            .is_none()
+            .then(|| ("authorization", format!("Bearer {}", key.expose())));
         let signature = self.signatures.last().filter(|_| is_signed(step));
-        let signature = signature.map(|(signature, _)| ("x-signature", signature.expose().to_owned()));
+        let signature =
+            signature.map(|(signature, _)| ("x-signature", signature.expose().to_owned()));
         self.http.send(step, call, [bearer, signature], form)
     }
 
     /// Renews an old signature. One attempt: if it fails, the call's own answer says why.
     fn renew_signature(&mut self, step: Step) {
-        let is_old = self.signatures.last().is_some_and(|(_, since)| since.elapsed() > SIGNATURE_MAX_AGE);
+        let is_old = self
+            .signatures
+            .last()
+            .is_some_and(|(_, since)| since.elapsed() > SIGNATURE_MAX_AGE);
         if is_old && is_signed(step) {
             let outcome = self.send(Step::SignIn);
             self.log(&self.summarize(Step::SignIn, &outcome));
@@ -200,7 +254,11 @@ impl<'a> Portal<'a> {
         let reply = match outcome {
             Ok(reply) => reply,
             Err(Failure { sent, why, .. }) => {
-                let verb = if *sent { "gave no usable answer to" } else { "was not reached for" };
+                let verb = if *sent {
+                    "gave no usable answer to"
+                } else {
+                    "was not reached for"
+                };
                 return format!("{peer} {verb} {name}: {}", clean(why));
             }
         };
@@ -210,7 +268,10 @@ impl<'a> Portal<'a> {
             let to = clean(&redirect_target(&reply.location));
             words += &format!(" and redirects to {to}: set --url to the portal's own address");
         }
-        let said: Vec<String> = reply::refusal(reply).iter().map(|text| clean(text)).collect();
+        let said: Vec<String> = reply::refusal(reply)
+            .iter()
+            .map(|text| clean(text))
+            .collect();
         if status >= 300 && !said.is_empty() {
             words += &format!(" ({})", shorten(said.join(": ")));
         }
@@ -229,8 +290,15 @@ impl<'a> Portal<'a> {
         if !why.is_empty() {
             words += &format!(": {why}");
         }
-        if let Some(status) = self.unsigned_status.filter(|_| is_signed(step) && reply.status >= 300) {
-            let why = if status == 403 { ": the key may lack the global scopes" } else { "" };
+        if let Some(status) = self
+            .unsigned_status
+            .filter(|_| is_signed(step) && reply.status >= 300)
+        {
+            let why = if status == 403 {
+                ": the key may lack the global scopes"
+            } else {
+                ""
+            };
             words += &format!(", and [GET token] gave no signature (status {status}{why})");
         }
         words
@@ -238,7 +306,8 @@ impl<'a> Portal<'a> {
 
     /// Makes a text from outside fit for a log. A reply to the sign-in or the PATCH may contain an unknown secret.
     fn redact(&self, step: Step, text: &str) -> String {
-        if matches!(step, Step::SignIn | Step::Regenerate) && has_token(text, &self.settings.client) {
+        if matches!(step, Step::SignIn | Step::Regenerate) && has_token(text, &self.settings.client)
+        {
             return HIDDEN.to_owned();
         }
         let signatures = self.signatures.iter().map(|(signature, _)| signature);

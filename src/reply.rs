@@ -46,7 +46,11 @@ pub enum Next {
 /// Decides what follows. A PATCH is sent again only if the last one definitely did nothing: an unanswered one may
 /// still take effect minutes later, and would replace the secret of the second.
 pub fn classify(step: Step, outcome: &Outcome) -> Next {
-    let transient = if step == Regenerate { Next::Unknown } else { Next::Retry };
+    let transient = if step == Regenerate {
+        Next::Unknown
+    } else {
+        Next::Retry
+    };
     let reply = match outcome {
         Err(failure) if failure.refused => return Next::Refused,
         Err(failure) if !failure.sent => return Next::Retry,
@@ -54,8 +58,12 @@ pub fn classify(step: Step, outcome: &Outcome) -> Next {
         Ok(reply) => reply,
     };
     let json = serde_json::from_str::<Value>(&reply.body);
-    let is_truncated = reply.body.len() < MAX_BODY && json.is_err_and(|e| reply.truncated || e.is_eof());
-    let first_char = reply.body.chars().find(|c| !c.is_whitespace() && *c != '\u{feff}');
+    let is_truncated =
+        reply.body.len() < MAX_BODY && json.is_err_and(|e| reply.truncated || e.is_eof());
+    let first_char = reply
+        .body
+        .chars()
+        .find(|c| !c.is_whitespace() && *c != '\u{feff}');
     match (step, reply.status) {
         (_, 429) => Next::Retry,
         (_, ..200 | 408 | 500 | 502..) => transient,
@@ -78,12 +86,20 @@ pub fn classify(step: Step, outcome: &Outcome) -> Next {
 
 /// Finds the new secret in a reply to the PATCH: in `response`, or at the top. The error says what is there instead.
 pub fn new_secret(body: &str) -> Result<NewSecret, &'static str> {
-    let json: Value = serde_json::from_str(body)
-        .map_err(|error| if error.is_eof() { "truncated JSON" } else { "no JSON" })?;
+    let json: Value = serde_json::from_str(body).map_err(|error| {
+        if error.is_eof() {
+            "truncated JSON"
+        } else {
+            "no JSON"
+        }
+    })?;
     let mut objects = json.get("response").into_iter().chain([&json]);
     let found = objects.find_map(|object| {
         let secret = Secret::client_secret(object.get("client_secret")?.as_str()?)?;
-        Some(NewSecret { secret, object: Secret::new(object.to_string()) })
+        Some(NewSecret {
+            secret,
+            object: Secret::new(object.to_string()),
+        })
     });
     found.ok_or("no usable client_secret")
 }
@@ -107,14 +123,24 @@ pub fn is_live(reply: &Reply) -> Option<bool> {
 /// Finds the date on which the key expires, as `YYYY-MM-DD`.
 pub fn expiry(reply: &Reply) -> Option<String> {
     let json: Value = serde_json::from_str(&reply.body).ok()?;
-    let date = json.get("response")?.get("expiresAt")?.as_str()?.get(..10)?;
-    let digits: String = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    let date = json
+        .get("response")?
+        .get("expiresAt")?
+        .as_str()?
+        .get(..10)?;
+    let digits: String = date
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
     (reply.status == 200 && digits == "0000-00-00").then(|| date.to_owned())
 }
 
 /// Finds what a refusal says, in the server's words. Never HTML.
 pub fn refusal(reply: &Reply) -> Vec<String> {
-    let (json, text) = (serde_json::from_str::<Value>(&reply.body), reply.body.trim());
+    let (json, text) = (
+        serde_json::from_str::<Value>(&reply.body),
+        reply.body.trim(),
+    );
     let is_line = text.lines().count() == 1 && !text.contains('<');
     if reply.truncated {
         return vec![];
@@ -128,27 +154,46 @@ pub fn refusal(reply: &Reply) -> Vec<String> {
         let text = value.get("message").unwrap_or(value).as_str()?;
         (!text.is_empty()).then(|| text.to_owned())
     };
-    ["title", "detail", "reason", "message", "error", "error_description"].iter().filter_map(field).collect()
+    [
+        "title",
+        "detail",
+        "reason",
+        "message",
+        "error",
+        "error_description",
+    ]
+    .iter()
+    .filter_map(field)
+    .collect()
 }
 
 /// Returns the wait after an attempt, counted from 0: doubled from 1 s to 30 s, unless the reply asks for another.
 pub fn wait(attempt: u32, outcome: &Outcome) -> Duration {
     let doubled = Duration::from_secs((1 << attempt.min(5)).min(30));
     // Don't flood a portal that keeps asking for almost no wait.
-    outcome.as_ref().ok().and_then(requested_wait).map_or(doubled, |wait| wait.max(doubled / 100))
+    outcome
+        .as_ref()
+        .ok()
+        .and_then(requested_wait)
+        .map_or(doubled, |wait| wait.max(doubled / 100))
 }
 
 /// The wait that is asked for: `Retry-After` in seconds (RFC 9110), or a 429's `X-RateLimit-Reset`, in nanoseconds (observed).
 fn requested_wait(reply: &Reply) -> Option<Duration> {
     let number = |text: &str| text.trim().parse::<u64>().ok();
-    let reset = number(&reply.rate_limit_reset).filter(|_| reply.status == 429).map(|reset| match reset {
-        // Up to 3,600 it is seconds (other services): as nanoseconds that would be no wait at all.
-        0..=3600 => Duration::from_secs(reset),
-        _ => Duration::from_millis(reset / 1_000_000),
-    });
+    let reset = number(&reply.rate_limit_reset)
+        .filter(|_| reply.status == 429)
+        .map(|reset| match reset {
+            // Up to 3,600 it is seconds (other services): as nanoseconds that would be no wait at all.
+            0..=3600 => Duration::from_secs(reset),
+            _ => Duration::from_millis(reset / 1_000_000),
+        });
     let waits = [number(&reply.retry_after).map(Duration::from_secs), reset];
     let plausible = Duration::from_millis(1)..=Duration::from_secs(86400);
-    waits.into_iter().flatten().find(|wait| plausible.contains(wait))
+    waits
+        .into_iter()
+        .flatten()
+        .find(|wait| plausible.contains(wait))
 }
 
 #[cfg(test)]
@@ -159,24 +204,45 @@ mod tests {
     const SECRET: &str = r#"{"client_secret":"s"}"#;
 
     fn reply(status: u16, body: &str) -> Reply {
-        Reply { status, body: body.to_owned(), ..Reply::default() }
+        Reply {
+            status,
+            body: body.to_owned(),
+            ..Reply::default()
+        }
     }
 
     fn truncated(status: u16, body: &str) -> Reply {
-        Reply { truncated: true, ..reply(status, body) }
+        Reply {
+            truncated: true,
+            ..reply(status, body)
+        }
     }
 
     #[test]
     fn what_follows_from_a_missing_reply() {
         for step in [SignIn, Probe, Regenerate, Revoke, Introspect] {
-            let unanswered = if step == Regenerate { Next::Unknown } else { Next::Retry };
+            let unanswered = if step == Regenerate {
+                Next::Unknown
+            } else {
+                Next::Retry
+            };
             for (sent, refused, next) in [
                 (false, false, Next::Retry),
                 (false, true, Next::Refused),
                 (true, true, Next::Refused),
                 (true, false, unanswered),
             ] {
-                assert_eq!(classify(step, &Err(Failure { sent, refused, why: String::new() })), next);
+                assert_eq!(
+                    classify(
+                        step,
+                        &Err(Failure {
+                            sent,
+                            refused,
+                            why: String::new()
+                        })
+                    ),
+                    next
+                );
             }
         }
     }
@@ -204,7 +270,13 @@ mod tests {
             (503, [Retry, Retry, Unknown, Retry, Retry]),
             (999, [Retry, Retry, Unknown, Retry, Retry]),
         ] {
-            let steps = [(SignIn, JWT), (Probe, ""), (Regenerate, SECRET), (Revoke, ""), (Introspect, "{}")];
+            let steps = [
+                (SignIn, JWT),
+                (Probe, ""),
+                (Regenerate, SECRET),
+                (Revoke, ""),
+                (Introspect, "{}"),
+            ];
             let found = steps.map(|(step, body)| classify(step, &Ok(reply(status, body))));
             assert_eq!(found, next, "{status}");
         }
@@ -223,7 +295,11 @@ mod tests {
             (SignIn, truncated(200, &"[".repeat(MAX_BODY)), Next::Done),
             (SignIn, reply(200, "<html>"), Next::Done),
             (Regenerate, reply(200, "{}"), Next::Unknown),
-            (Regenerate, reply(200, r#"{"client_secret":"s""#), Next::Unknown),
+            (
+                Regenerate,
+                reply(200, r#"{"client_secret":"s""#),
+                Next::Unknown,
+            ),
             (Regenerate, truncated(200, SECRET), Next::Done),
             (Regenerate, truncated(404, "{"), Next::Refused),
             (Revoke, reply(200, r#"{"error":"no"}"#), Next::Done),
@@ -240,7 +316,10 @@ mod tests {
             ("text/html; charset=x", Next::Refused),
             ("text/plain", Next::Done),
         ] {
-            let reply = Reply { content_type: content_type.to_owned(), ..reply(200, "") };
+            let reply = Reply {
+                content_type: content_type.to_owned(),
+                ..reply(200, "")
+            };
             assert_eq!(classify(Probe, &Ok(reply)), next, "{content_type}");
         }
     }
@@ -253,20 +332,32 @@ mod tests {
         };
         for (body, secret, object) in [
             (r#"{"client_secret": "s"}"#, "s", r#"{"client_secret":"s"}"#),
-            (r#"{"response": {"client_secret": "s"}, "count": 1}"#, "s", r#"{"client_secret":"s"}"#),
+            (
+                r#"{"response": {"client_secret": "s"}, "count": 1}"#,
+                "s",
+                r#"{"client_secret":"s"}"#,
+            ),
             (
                 "{\"response\":\n{\"client_secret\":\"s\"},\"client_secret\":\"t\"}",
                 "s",
                 r#"{"client_secret":"s"}"#,
             ),
-            (r#"{"response": null, "client_secret": "s"}"#, "s", r#"{"client_secret":"s","response":null}"#),
+            (
+                r#"{"response": null, "client_secret": "s"}"#,
+                "s",
+                r#"{"client_secret":"s","response":null}"#,
+            ),
             (
                 r#"{"response": {"x": 1}, "client_secret": "s"}"#,
                 "s",
                 r#"{"client_secret":"s","response":{"x":1}}"#,
             ),
         ] {
-            assert_eq!(read(body), Ok((secret.to_owned(), object.to_owned())), "{body}");
+            assert_eq!(
+                read(body),
+                Ok((secret.to_owned(), object.to_owned())),
+                "{body}"
+            );
         }
         let nested = "[".repeat(60_000);
         for (body, why) in [
@@ -278,7 +369,10 @@ mod tests {
             ("[]", "no usable client_secret"),
             (r#"{"client_secret":null}"#, "no usable client_secret"),
             (r#"{"client_secret":["s"]}"#, "no usable client_secret"),
-            (r#"{"client_secret":"\u001b[2J"}"#, "no usable client_secret"),
+            (
+                r#"{"client_secret":"\u001b[2J"}"#,
+                "no usable client_secret",
+            ),
         ] {
             assert_eq!(read(body), Err(why));
         }
@@ -286,10 +380,18 @@ mod tests {
 
     #[test]
     fn signatures_in_replies() {
-        assert_eq!(signature(&reply(200, JWT)).map(|jwt| jwt.expose().to_owned()).as_deref(), Some("a.b.c"));
-        for (status, body) in
-            [(201, JWT), (200, r#"{"response":{}}"#), (200, r#"{"response":"x"}"#), (200, "")]
-        {
+        assert_eq!(
+            signature(&reply(200, JWT))
+                .map(|jwt| jwt.expose().to_owned())
+                .as_deref(),
+            Some("a.b.c")
+        );
+        for (status, body) in [
+            (201, JWT),
+            (200, r#"{"response":{}}"#),
+            (200, r#"{"response":"x"}"#),
+            (200, ""),
+        ] {
             assert!(signature(&reply(status, body)).is_none(), "{status} {body}");
         }
     }
@@ -314,8 +416,15 @@ mod tests {
         let body = |date: &str| format!(r#"{{"response":{{"expiresAt":{date}}}}}"#);
         let date = expiry(&reply(200, &body(r#""2027-06-15T10:30:00.0000000Z""#)));
         assert_eq!(date.as_deref(), Some("2027-06-15"));
-        for other in ["null", "7", r#""""#, r#""soon""#, r#""15.06.2027""#, r#""2027-06-1x""#, r#""0000-00""#]
-        {
+        for other in [
+            "null",
+            "7",
+            r#""""#,
+            r#""soon""#,
+            r#""15.06.2027""#,
+            r#""2027-06-1x""#,
+            r#""0000-00""#,
+        ] {
             assert_eq!(expiry(&reply(200, &body(other))), None, "{other}");
         }
         assert_eq!(expiry(&reply(404, &body(r#""2027-06-15""#))), None);
@@ -331,8 +440,16 @@ mod tests {
                 &["Not Found", "no such client"][..],
             ),
             ("", r#"{"reason":"because","x":"hush"}"#, &["because"]),
-            ("", r#"{"error":"invalid","error_description":"why"}"#, &["invalid", "why"]),
-            ("", r#"{"error":{"message":"denied","x":"hush"},"message":"m"}"#, &["m", "denied"]),
+            (
+                "",
+                r#"{"error":"invalid","error_description":"why"}"#,
+                &["invalid", "why"],
+            ),
+            (
+                "",
+                r#"{"error":{"message":"denied","x":"hush"},"message":"m"}"#,
+                &["m", "denied"],
+            ),
             ("", r#"{"title":7,"errors":[]}"#, &[]),
             ("text/plain", "no such client\n", &["no such client"]),
             ("text/plain", "two\nlines", &[]),
@@ -340,17 +457,31 @@ mod tests {
             ("text/html", html, &[]),
             ("", "no content type", &[]),
         ] {
-            let told = Reply { content_type: content_type.to_owned(), ..reply(404, body) };
+            let told = Reply {
+                content_type: content_type.to_owned(),
+                ..reply(404, body)
+            };
             assert_eq!(refusal(&told), said, "{body}");
-            let cut = Reply { content_type: content_type.to_owned(), ..truncated(404, body) };
+            let cut = Reply {
+                content_type: content_type.to_owned(),
+                ..truncated(404, body)
+            };
             assert!(refusal(&cut).is_empty(), "{body}");
         }
     }
 
     #[test]
     fn waits_double_from_one_second_to_thirty() {
-        let failure = || Err(Failure { sent: false, refused: false, why: String::new() });
-        let seconds: Vec<u64> = (0..8).map(|attempt| wait(attempt, &failure()).as_secs()).collect();
+        let failure = || {
+            Err(Failure {
+                sent: false,
+                refused: false,
+                why: String::new(),
+            })
+        };
+        let seconds: Vec<u64> = (0..8)
+            .map(|attempt| wait(attempt, &failure()).as_secs())
+            .collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
         assert_eq!(wait(u32::MAX, &failure()), Duration::from_secs(30));
         assert_eq!(wait(2, &Ok(reply(503, ""))), Duration::from_secs(4));
@@ -382,8 +513,17 @@ mod tests {
             (429, "", "86401000000000", 2_000),
         ] {
             let (retry_after, rate_limit_reset) = (retry_after.to_owned(), reset.to_owned());
-            let reply = Reply { status, retry_after, rate_limit_reset, ..Reply::default() };
-            assert_eq!(wait(1, &Ok(reply)), Duration::from_millis(millis), "{status} {reset}");
+            let reply = Reply {
+                status,
+                retry_after,
+                rate_limit_reset,
+                ..Reply::default()
+            };
+            assert_eq!(
+                wait(1, &Ok(reply)),
+                Duration::from_millis(millis),
+                "{status} {reset}"
+            );
         }
     }
 }

@@ -25,7 +25,8 @@ impl Secret {
     pub fn key(text: &[u8]) -> Result<Secret, &'static str> {
         let key = text.trim_ascii();
         // Quotes come from an env file that was read verbatim.
-        let usable = (1..=MAX_KEY).contains(&key.len()) && !key.contains(&b'"') && !key.contains(&b'\'');
+        let usable =
+            (1..=MAX_KEY).contains(&key.len()) && !key.contains(&b'"') && !key.contains(&b'\'');
         let why = "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
         printable(key).filter(|_| usable).map(Secret).ok_or(why)
     }
@@ -40,7 +41,8 @@ impl Secret {
     pub fn signature(text: &str) -> Option<Secret> {
         let base64url = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
         let is_part = |part: &str| !part.is_empty() && part.bytes().all(base64url);
-        let jwt = text.len() <= MAX_KEY && text.split('.').count() == 3 && text.split('.').all(is_part);
+        let jwt =
+            text.len() <= MAX_KEY && text.split('.').count() == 3 && text.split('.').all(is_part);
         jwt.then(|| Secret::new(text))
     }
 
@@ -52,7 +54,11 @@ impl Secret {
     fn is_in(&self, text: &str) -> bool {
         let (secret, text) = (self.0.to_ascii_lowercase(), text.to_ascii_lowercase());
         let mut parts = secret.as_bytes().windows(secret.len().clamp(1, REVEALING));
-        parts.any(|part| text.as_bytes().windows(part.len()).any(|other| other == part))
+        parts.any(|part| {
+            text.as_bytes()
+                .windows(part.len())
+                .any(|other| other == part)
+        })
     }
 }
 
@@ -75,15 +81,27 @@ fn printable(text: &[u8]) -> Option<String> {
 /// Escapes what a terminal would act on, so that the text stays on one line.
 pub fn escape(text: &OsStr) -> String {
     let is_quote = |c: char| "\"'\\".contains(c);
-    let escape = |c: char| if is_quote(c) { c.to_string() } else { c.escape_debug().to_string() };
+    let escape = |c: char| {
+        if is_quote(c) {
+            c.to_string()
+        } else {
+            c.escape_debug().to_string()
+        }
+    };
     text.to_string_lossy().chars().map(escape).collect()
 }
 
 /// Makes a text from outside fit for a log: escaped, short, and hidden entirely if it contains one of the secrets.
 pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
     let line = escape(text.trim().as_ref());
-    let reveals = secrets.into_iter().any(|secret| secret.is_in(text) || secret.is_in(&line));
-    if reveals { HIDDEN.to_owned() } else { shorten(line) }
+    let reveals = secrets
+        .into_iter()
+        .any(|secret| secret.is_in(text) || secret.is_in(&line));
+    if reveals {
+        HIDDEN.to_owned()
+    } else {
+        shorten(line)
+    }
 }
 
 pub fn shorten(line: String) -> String {
@@ -106,7 +124,10 @@ mod tests {
     #[test]
     fn debug_hides_the_secret() {
         let secret = Secret::new("sk-do-not-show");
-        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[hidden] Some([hidden])");
+        assert_eq!(
+            format!("{secret:?} {:?}", Some(&secret)),
+            "[hidden] Some([hidden])"
+        );
     }
 
     #[test]
@@ -133,10 +154,24 @@ mod tests {
 
     #[test]
     fn client_secrets() {
-        for good in ["x", "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa", "!~\"\\", &"s".repeat(1024)] {
+        for good in [
+            "x",
+            "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
+            "!~\"\\",
+            &"s".repeat(1024),
+        ] {
             assert!(Secret::client_secret(good).is_some(), "{good}");
         }
-        for bad in ["", " ", "a b", "a\n", "a\u{1b}[2J", "a\0", "é", &"s".repeat(1025)] {
+        for bad in [
+            "",
+            " ",
+            "a b",
+            "a\n",
+            "a\u{1b}[2J",
+            "a\0",
+            "é",
+            &"s".repeat(1025),
+        ] {
             assert!(Secret::client_secret(bad).is_none(), "{bad:?}");
         }
     }
@@ -147,9 +182,10 @@ mod tests {
             assert!(Secret::signature(good).is_some(), "{good}");
         }
         let too_long = format!("a.b.{}", "c".repeat(7997));
-        for bad in
-            ["", "a", "a.b", "a.b.", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c=", &too_long]
-        {
+        for bad in [
+            "", "a", "a.b", "a.b.", "a.b.c.d", ".b.c", "a..c", "a.b.c d", "a.b.é", "a.b.c=",
+            &too_long,
+        ] {
             assert!(Secret::signature(bad).is_none(), "{bad}");
         }
     }
@@ -157,8 +193,14 @@ mod tests {
     #[test]
     fn text_from_outside_becomes_harmless() {
         let clean = |text: &str| redact(text, []);
-        assert_eq!(clean("  plain 'text' \"here\" \\ "), "plain 'text' \"here\" \\");
-        assert_eq!(clean("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"), r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}");
+        assert_eq!(
+            clean("  plain 'text' \"here\" \\ "),
+            "plain 'text' \"here\" \\"
+        );
+        assert_eq!(
+            clean("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"),
+            r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}"
+        );
         assert_eq!(clean(&"x".repeat(200)), "x".repeat(200));
         assert_eq!(clean(&"é".repeat(201)), "é".repeat(199) + "…");
     }
@@ -166,8 +208,13 @@ mod tests {
     #[test]
     fn a_text_with_a_known_secret_is_hidden_entirely() {
         let (key, short) = (Secret::new("sk-0123456789ABCdef"), Secret::new("hush"));
-        for text in ["the key is sk-0123456789ABCdef.", "sk-01234", "89abcDEF", "a 56789AbC b", "it is HusH!"]
-        {
+        for text in [
+            "the key is sk-0123456789ABCdef.",
+            "sk-01234",
+            "89abcDEF",
+            "a 56789AbC b",
+            "it is HusH!",
+        ] {
             assert_eq!(redact(text, [&key, &short]), "[hidden]", "{text}");
         }
         // Only the escaped text contains it.

@@ -108,7 +108,9 @@ pub fn ignore() {
 
 pub fn time_left() -> Duration {
     let deadline = *DEADLINE.lock().unwrap_or_else(PoisonError::into_inner);
-    deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
+    deadline.map_or(Duration::ZERO, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
 }
 
 pub fn set_step(step: Step) {
@@ -141,8 +143,17 @@ fn defers_signals(state: State) -> bool {
 
 fn set_timer(after: Duration) {
     let after = after.max(Duration::from_micros(1)); // 0 would disarm it.
-    let value = libc::timeval { tv_sec: after.as_secs() as _, tv_usec: after.subsec_micros() as _ };
-    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    let value = libc::timeval {
+        tv_sec: after.as_secs() as _,
+        tv_usec: after.subsec_micros() as _,
+    };
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: value,
+    };
     // SAFETY: the structure is valid and outlives the call.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
 }
@@ -155,12 +166,19 @@ extern "C" fn handle(signal: c_int) {
         libc::SIGALRM => {
             if command != 0 {
                 // SAFETY: plain system calls. A stopped command would not notice SIGTERM alone.
-                let _ = unsafe { (libc::kill(command, libc::SIGTERM), libc::kill(command, libc::SIGCONT)) };
+                let _ = unsafe {
+                    (
+                        libc::kill(command, libc::SIGTERM),
+                        libc::kill(command, libc::SIGCONT),
+                    )
+                };
             }
             end(signal);
         }
         _ if defers_signals(state) => {
-            if PENDING.compare_exchange(0, signal, SeqCst, SeqCst).is_ok() && state == State::Unknown {
+            if PENDING.compare_exchange(0, signal, SeqCst, SeqCst).is_ok()
+                && state == State::Unknown
+            {
                 // SAFETY: a plain system call. It replaces the timer: Docker kills after 10 s.
                 unsafe { libc::alarm(5) };
             }
@@ -184,11 +202,19 @@ fn end(signal: c_int) -> ! {
         true => ("during ", " at ", PEER.get().map_or("", String::as_str)),
         false => ("", "", ""),
     };
-    let running = if COMMAND.load(SeqCst) == 0 { "" } else { ", and the command may still be running" };
+    let running = if COMMAND.load(SeqCst) == 0 {
+        ""
+    } else {
+        ", and the command may still be running"
+    };
     // The byte after the text ends the line.
     let mut line = [b'\n'; MAX_LINE];
     let mut room = &mut line[..MAX_LINE - 1];
-    let _ = write!(room, "docspace-rotate: {cause} {during}{step}{at}{host}{running}; {}", state.words());
+    let _ = write!(
+        room,
+        "docspace-rotate: {cause} {during}{step}{at}{host}{running}; {}",
+        state.words()
+    );
     let length = MAX_LINE - room.len();
     // SAFETY: the line has these bytes, and both calls are async-signal-safe.
     unsafe {

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mock::{
-    Action, Expect, LOG, MockPortal, SECRET, expect_then, good_run, json, line, ready, recorded, regenerate,
-    revoke, sign_in, without_body,
+    Action, Expect, LOG, MockPortal, SECRET, expect_then, good_run, json, line, ready, recorded,
+    regenerate, revoke, sign_in, without_body,
 };
 use crate::rotate::{NOT_REVOKED, UNCHANGED, UNKNOWN, run_script};
 use crate::run::{finish, for_each, full_pipe, read_until, rotate, send};
@@ -21,8 +21,16 @@ fn silent(request: &'static str) -> Expect {
 fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
     let no_connection = Expect::Connection(vec![Action::Hang]);
     let slow = vec![
-        (0, no_connection, "was not reached for [GET token]: no connection within 10 s"),
-        (1, silent("HEAD client"), "gave no usable answer to [HEAD client]: no reply in time"),
+        (
+            0,
+            no_connection,
+            "was not reached for [GET token]: no connection within 10 s",
+        ),
+        (
+            1,
+            silent("HEAD client"),
+            "gave no usable answer to [HEAD client]: no reply in time",
+        ),
     ];
     for_each(slow, |(position, expected, why)| {
         let (mut script, mut log) = (good_run(), LOG.to_vec());
@@ -36,7 +44,13 @@ fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
 #[test]
 fn what_has_begun_when_the_time_is_up_gets_10_s() {
     let late = |call, seconds, reply| {
-        expect_then(call, [Action::Sleep(Duration::from_secs(seconds)), Action::Send(reply)])
+        expect_then(
+            call,
+            [
+                Action::Sleep(Duration::from_secs(seconds)),
+                Action::Send(reply),
+            ],
+        )
     };
     let script = vec![
         sign_in(),
@@ -50,8 +64,14 @@ fn what_has_begun_when_the_time_is_up_gets_10_s() {
 /// The state is known again, although no time is left.
 #[test]
 fn a_busy_portal_that_says_so_after_the_time_limit_is_4() {
-    let busy = [Action::Sleep(Duration::from_millis(2500)), Action::Send(recorded("patch-429"))];
-    let run = run_script(ready([expect_then("PATCH regenerate", busy)]), &["--timeout", "2"]);
+    let busy = [
+        Action::Sleep(Duration::from_millis(2500)),
+        Action::Send(recorded("patch-429")),
+    ];
+    let run = run_script(
+        ready([expect_then("PATCH regenerate", busy)]),
+        &["--timeout", "2"],
+    );
     run.fails_with(4, UNCHANGED);
 }
 
@@ -65,14 +85,21 @@ fn silence_ends_the_run_in_the_state_of_its_step() {
         (1, "DELETE revoke", &["--only=revoke"], 1, 4, UNCHANGED),
     ];
     for_each(cases, |(position, call, only, seconds, status, words)| {
-        let script = good_run().into_iter().take(position).chain([silent(call)]).collect();
+        let script = good_run()
+            .into_iter()
+            .take(position)
+            .chain([silent(call)])
+            .collect();
         let start = Instant::now();
         let run = run_script(script, &[&["-q", "--timeout", "1.5"], only].concat());
         let stdout = if status == 5 { line() } else { String::new() };
         let error = format!("docspace-rotate: timed out during [{call}] at 127.0.0.1; {words}");
         run.is(status, &stdout, &[&error]);
         let took = start.elapsed().as_secs();
-        assert!((seconds..seconds + 4).contains(&took), "{took} s, not {seconds} s\n{run}");
+        assert!(
+            (seconds..seconds + 4).contains(&took),
+            "{took} s, not {seconds} s\n{run}"
+        );
     });
 }
 
@@ -81,8 +108,15 @@ fn silence_ends_the_run_in_the_state_of_its_step() {
 fn a_secret_that_came_late_in_a_body_without_end_is_delivered() {
     let reply = String::from_utf8(json(format!(r#"{{"client_secret":"{SECRET}"}}"#))).unwrap();
     let without_end = reply.replace("Content-Length: ", "Content-Length: 9");
-    let late = [Action::Sleep(Duration::from_secs(6)), Action::Send(without_end.into()), Action::Hang];
-    let run = run_script(ready([expect_then("PATCH regenerate", late), revoke()]), &["--timeout", "3"]);
+    let late = [
+        Action::Sleep(Duration::from_secs(6)),
+        Action::Send(without_end.into()),
+        Action::Hang,
+    ];
+    let run = run_script(
+        ready([expect_then("PATCH regenerate", late), revoke()]),
+        &["--timeout", "3"],
+    );
     run.is(0, &line(), &LOG);
 }
 
@@ -91,8 +125,10 @@ fn a_body_has_5_s_after_its_header() {
     let reply = recorded("patch-200");
     let half = Action::Send(reply[..reply.len() - 30].to_vec());
     let script = ready([expect_then("PATCH regenerate", [half, Action::Hang])]);
-    run_script(script, &[])
-        .fails_with(7, "[PATCH regenerate] with status 200: truncated JSON; the client may ");
+    run_script(script, &[]).fails_with(
+        7,
+        "[PATCH regenerate] with status 200: truncated JSON; the client may ",
+    );
 }
 
 /// Starts a run whose stdout is a full pipe, and waits until it delivers.
@@ -108,16 +144,19 @@ fn start_blocked(portal: &MockPortal) -> (PipeReader, Command, Child) {
 
 #[test]
 fn a_delivery_that_nothing_reads_ends_after_10_s() {
-    for_each(vec![(6, "timed out"), (143, "ended by SIGTERM")], |(status, cause)| {
-        let portal = MockPortal::new(ready([regenerate()]));
-        let (_reader, command, child) = start_blocked(&portal);
-        if status == 143 {
-            send(&child, libc::SIGTERM);
-        }
-        let state = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
-        let error = format!("docspace-rotate: {cause} during the delivery; {state}");
-        finish(&command, child).is(status, "", &[&error]);
-    });
+    for_each(
+        vec![(6, "timed out"), (143, "ended by SIGTERM")],
+        |(status, cause)| {
+            let portal = MockPortal::new(ready([regenerate()]));
+            let (_reader, command, child) = start_blocked(&portal);
+            if status == 143 {
+                send(&child, libc::SIGTERM);
+            }
+            let state = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
+            let error = format!("docspace-rotate: {cause} during the delivery; {state}");
+            finish(&command, child).is(status, "", &[&error]);
+        },
+    );
 }
 
 /// After a second without use a connection is not used again.

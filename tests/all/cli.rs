@@ -10,14 +10,17 @@ use docspace_rotate::cli::HELP;
 use crate::mock::{CLIENT, KEY, LOG, MockPortal, good_run, line};
 use crate::run::{Folder, finish, for_each, program, rotate, run, start};
 
-const NO_KEY: &str = "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
+const NO_KEY: &str =
+    "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
 const NO_ID: &str = "contains no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~";
 const PUT_KEY: &str = "put it only in DOCSPACE_API_KEY";
 
 /// Returns a command with all settings in variables, with white space around them.
 fn settings(portal: &MockPortal) -> Command {
     let mut command = program();
-    command.env("DOCSPACE_API_KEY", format!(" {KEY}\n")).env("DOCSPACE_CLIENT_ID", format!("\t{CLIENT}\r\n"));
+    command
+        .env("DOCSPACE_API_KEY", format!(" {KEY}\n"))
+        .env("DOCSPACE_CLIENT_ID", format!("\t{CLIENT}\r\n"));
     command.env("DOCSPACE_BASE_URL", format!("{}/\n", portal.url()));
     command
 }
@@ -27,21 +30,48 @@ fn settings(portal: &MockPortal) -> Command {
 fn is_mistake(command: &mut Command, words: &str) {
     let refused = run(command);
     refused.is(2, "", &[&format!("docspace-rotate: {words}…")]);
-    assert!(refused.error().ends_with("; nothing was sent; see --help"), "{refused}");
+    assert!(
+        refused.error().ends_with("; nothing was sent; see --help"),
+        "{refused}"
+    );
     let stderr = refused.stderr.to_lowercase();
-    assert!(!stderr.contains("hush") && !stderr.contains(KEY), "{refused}");
+    assert!(
+        !stderr.contains("hush") && !stderr.contains(KEY),
+        "{refused}"
+    );
 }
 
 #[test]
 fn help_and_version_need_no_setting() {
     let version = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
-    for (flag, text) in [("-h", HELP), ("--help", HELP), ("-V", version), ("--version", version)] {
+    for (flag, text) in [
+        ("-h", HELP),
+        ("--help", HELP),
+        ("-V", version),
+        ("--version", version),
+    ] {
         run(program().arg(flag)).is(0, text, &[]);
     }
     let without_reader = pipe().unwrap().1;
-    assert!(program().arg("--help").stdout(without_reader).status().unwrap().success());
+    assert!(
+        program()
+            .arg("--help")
+            .stdout(without_reader)
+            .status()
+            .unwrap()
+            .success()
+    );
     let full = File::options().write(true).open("/dev/full").unwrap();
-    assert_eq!(program().arg("-h").stdout(full).output().unwrap().status.code(), Some(2));
+    assert_eq!(
+        program()
+            .arg("-h")
+            .stdout(full)
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(2)
+    );
 }
 
 #[test]
@@ -52,37 +82,111 @@ fn mistakes_send_nothing() {
         (&["-z"], "-z: unknown option"),
         (&["--api-key=hush"], "--api-key: unknown option"),
         (&["--quiet=hush"], "--quiet: takes no value"),
-        (&["one", "hush"], "CLIENT_ID: more than one argument is given"),
-        (&["--only", "hush"], "--only: STEP must be regenerate or revoke"),
-        (&["--timeout", "hush"], "--timeout: give a number of seconds above 0 and up to 86400"),
+        (
+            &["one", "hush"],
+            "CLIENT_ID: more than one argument is given",
+        ),
+        (
+            &["--only", "hush"],
+            "--only: STEP must be regenerate or revoke",
+        ),
+        (
+            &["--timeout", "hush"],
+            "--timeout: give a number of seconds above 0 and up to 86400",
+        ),
         (&["--timeout"], "--timeout: a value is required"),
         (&["--output", ""], "--output: a value is required"),
         (&["--cacert", ""], "--cacert: a value is required"),
-        (&["--check", "--only", "revoke"], "--check cannot be combined with --only or --verify"),
-        (&["--check", "--verify"], "--check cannot be combined with --only or --verify"),
-        (&["--only", "revoke", "--verify"], "--only revoke: there is no new secret to --verify"),
-        (&["--only", "revoke", "-o", "-"], "--only revoke: there is no new secret to deliver"),
-        (&["--only", "revoke", "--", "cat"], "--only revoke: there is no new secret to deliver"),
-        (&["-o", "file", "--", "cat"], "--output cannot be combined with COMMAND"),
+        (
+            &["--check", "--only", "revoke"],
+            "--check cannot be combined with --only or --verify",
+        ),
+        (
+            &["--check", "--verify"],
+            "--check cannot be combined with --only or --verify",
+        ),
+        (
+            &["--only", "revoke", "--verify"],
+            "--only revoke: there is no new secret to --verify",
+        ),
+        (
+            &["--only", "revoke", "-o", "-"],
+            "--only revoke: there is no new secret to deliver",
+        ),
+        (
+            &["--only", "revoke", "--", "cat"],
+            "--only revoke: there is no new secret to deliver",
+        ),
+        (
+            &["-o", "file", "--", "cat"],
+            "--output cannot be combined with COMMAND",
+        ),
         (&["--"], "COMMAND is missing after --"),
         (&["--", ""], "COMMAND is missing after --"),
-        (&["--url", "http://127.0.0.1.invalid"], "--url: http:// would send the key unencrypted: "),
-        (&["--url", "https://user:hush@portal.invalid"], "--url: the address has a user or password"),
-        (&["--url", "https://portal.invalid/?hush"], "--url: the address has a query ('?') or fragment"),
-        (&["--cacert", "a\n.pem"], r"the CA file a\n.pem cannot be read: No such file or directory"),
-        (&["--cacert", "/dev/null"], "the CA file /dev/null contains no certificate (PEM)"),
+        (
+            &["--url", "http://127.0.0.1.invalid"],
+            "--url: http:// would send the key unencrypted: ",
+        ),
+        (
+            &["--url", "https://user:hush@portal.invalid"],
+            "--url: the address has a user or password",
+        ),
+        (
+            &["--url", "https://portal.invalid/?hush"],
+            "--url: the address has a query ('?') or fragment",
+        ),
+        (
+            &["--cacert", "a\n.pem"],
+            r"the CA file a\n.pem cannot be read: No such file or directory",
+        ),
+        (
+            &["--cacert", "/dev/null"],
+            "the CA file /dev/null contains no certificate (PEM)",
+        ),
     ] {
         is_mistake(settings(&portal).args(args), words);
     }
     for (variable, value, words) in [
-        ("DOCSPACE_BASE_URL", "", "the portal's address is missing: give it with --url or in DOCSPACE_BASE"),
-        ("DOCSPACE_BASE_URL", "hush", "DOCSPACE_BASE_URL: the address must begin with https://"),
-        ("DOCSPACE_API_KEY", "", "the key is missing: set DOCSPACE_API_KEY, or DOCSPACE_API_KEY_FILE to "),
-        ("DOCSPACE_API_KEY", "sk hush", &format!("DOCSPACE_API_KEY {NO_KEY}")),
-        ("DOCSPACE_API_KEY_FILE", "hush", "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set"),
-        ("DOCSPACE_CLIENT_ID", "", "give CLIENT_ID, or set DOCSPACE_CLIENT_ID, or DOC"),
-        ("DOCSPACE_CLIENT_ID", "hush hush", &format!("DOCSPACE_CLIENT_ID {NO_ID}")),
-        ("DOCSPACE_CLIENT_ID_FILE", "hush", "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set"),
+        (
+            "DOCSPACE_BASE_URL",
+            "",
+            "the portal's address is missing: give it with --url or in DOCSPACE_BASE",
+        ),
+        (
+            "DOCSPACE_BASE_URL",
+            "hush",
+            "DOCSPACE_BASE_URL: the address must begin with https://",
+        ),
+        (
+            "DOCSPACE_API_KEY",
+            "",
+            "the key is missing: set DOCSPACE_API_KEY, or DOCSPACE_API_KEY_FILE to ",
+        ),
+        (
+            "DOCSPACE_API_KEY",
+            "sk hush",
+            &format!("DOCSPACE_API_KEY {NO_KEY}"),
+        ),
+        (
+            "DOCSPACE_API_KEY_FILE",
+            "hush",
+            "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set",
+        ),
+        (
+            "DOCSPACE_CLIENT_ID",
+            "",
+            "give CLIENT_ID, or set DOCSPACE_CLIENT_ID, or DOC",
+        ),
+        (
+            "DOCSPACE_CLIENT_ID",
+            "hush hush",
+            &format!("DOCSPACE_CLIENT_ID {NO_ID}"),
+        ),
+        (
+            "DOCSPACE_CLIENT_ID_FILE",
+            "hush",
+            "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set",
+        ),
     ] {
         is_mistake(settings(&portal).env(variable, value), words);
     }
@@ -94,13 +198,20 @@ fn key_and_id_may_be_in_files_and_a_fifo_is_waited_for() {
     let (folder, portal) = (Folder::new(), MockPortal::new(good_run()));
     let (fifo, id) = (folder.fifo(), folder.file("id", format!("\t{CLIENT} \r\n")));
     let mut command = program();
-    command.env("DOCSPACE_API_KEY_FILE", &fifo).env("DOCSPACE_API_KEY", "");
-    command.env("DOCSPACE_CLIENT_ID_FILE", id).env("DOCSPACE_CLIENT_ID", "");
+    command
+        .env("DOCSPACE_API_KEY_FILE", &fifo)
+        .env("DOCSPACE_API_KEY", "");
+    command
+        .env("DOCSPACE_CLIENT_ID_FILE", id)
+        .env("DOCSPACE_CLIENT_ID", "");
     let child = start(command.env("DOCSPACE_BASE_URL", portal.url()));
     fs::write(&fifo, format!("{KEY}\n")).unwrap();
     finish(&command, child).is(0, &line(), &LOG);
     let requests = portal.requests();
-    assert_eq!(requests[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
+    assert_eq!(
+        requests[0].header("authorization"),
+        Some(&*format!("Bearer {KEY}"))
+    );
     assert!(requests[1].target.ends_with(CLIENT));
 }
 
@@ -110,18 +221,48 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
     let is_mistake = |variable: &str, path: &Path, words: &str| {
         let file = format!("{variable}_FILE");
         let mut command = settings(&portal);
-        is_mistake(command.env_remove(variable).env(&file, path), &format!("{file}{words}"));
+        is_mistake(
+            command.env_remove(variable).env(&file, path),
+            &format!("{file}{words}"),
+        );
     };
     for text in ["sk-hush\nsk-hush-too\n", "'hush'", "\n", &"h".repeat(8001)] {
-        is_mistake("DOCSPACE_API_KEY", &folder.file("hush", text), &format!(" {NO_KEY}"));
+        is_mistake(
+            "DOCSPACE_API_KEY",
+            &folder.file("hush", text),
+            &format!(" {NO_KEY}"),
+        );
     }
-    for text in ["hush hush", "hush\nhush\n", "\n", "..", "hush/", &"h".repeat(129)] {
-        is_mistake("DOCSPACE_CLIENT_ID", &folder.file("hush", text), &format!(" {NO_ID}"));
+    for text in [
+        "hush hush",
+        "hush\nhush\n",
+        "\n",
+        "..",
+        "hush/",
+        &"h".repeat(129),
+    ] {
+        is_mistake(
+            "DOCSPACE_CLIENT_ID",
+            &folder.file("hush", text),
+            &format!(" {NO_ID}"),
+        );
     }
-    is_mistake("DOCSPACE_API_KEY", Path::new("/dev/zero"), &format!(" {NO_KEY}"));
+    is_mistake(
+        "DOCSPACE_API_KEY",
+        Path::new("/dev/zero"),
+        &format!(" {NO_KEY}"),
+    );
     for variable in ["DOCSPACE_API_KEY", "DOCSPACE_CLIENT_ID"] {
-        is_mistake(variable, Path::new("/"), ": cannot read the file: Is a directory");
-        is_mistake(variable, Path::new("sk-hush"), ": cannot read the file: No such file or directory");
+        is_mistake(
+            variable,
+            Path::new("/"),
+            ": cannot read the file: Is a directory",
+        );
+        is_mistake(
+            variable,
+            Path::new("sk-hush"),
+            ": cannot read the file: No such file or directory",
+        );
     }
 }
 
@@ -129,13 +270,22 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
 fn the_timeout_covers_a_fifo_without_a_writer() {
     let (folder, portal) = (Folder::new(), MockPortal::new(vec![]));
     let fifo = folder.fifo();
-    for_each(vec!["DOCSPACE_API_KEY", "DOCSPACE_CLIENT_ID", "SSL_CERT"], |name| {
-        let mut command = settings(&portal);
-        command.env_remove(name).env(format!("{name}_FILE"), &fifo);
-        let file = if name == "SSL_CERT" { "CA file" } else { &format!("file in {name}_FILE") };
-        let words = format!("docspace-rotate: timed out while reading the {file}; the client's secret is …");
-        run(command.args(["--timeout", "0.5"])).is(4, "", &[&words]);
-    });
+    for_each(
+        vec!["DOCSPACE_API_KEY", "DOCSPACE_CLIENT_ID", "SSL_CERT"],
+        |name| {
+            let mut command = settings(&portal);
+            command.env_remove(name).env(format!("{name}_FILE"), &fifo);
+            let file = if name == "SSL_CERT" {
+                "CA file"
+            } else {
+                &format!("file in {name}_FILE")
+            };
+            let words = format!(
+                "docspace-rotate: timed out while reading the {file}; the client's secret is …"
+            );
+            run(command.args(["--timeout", "0.5"])).is(4, "", &[&words]);
+        },
+    );
     assert_eq!(portal.connections(), 0);
 }
 
@@ -143,24 +293,50 @@ fn the_timeout_covers_a_fifo_without_a_writer() {
 fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
     let portal = MockPortal::new(vec![]);
     // Without `sk-` it is found by its value, and in any case.
-    for (key, other) in [(KEY, KEY.to_uppercase()), ("HUSH-HUSH-hush-1", "hush-hush-HUSH-1".to_owned())] {
+    for (key, other) in [
+        (KEY, KEY.to_uppercase()),
+        ("HUSH-HUSH-hush-1", "hush-hush-HUSH-1".to_owned()),
+    ] {
         for (args, proxy, named) in [
-            (&["--url", &*format!("https://portal.invalid/x{other}x")][..], "", "--url"),
-            (&["--allow-http"], &*format!("http://{other}:1"), "the proxy's address"),
-            (&["--output", &format!("missing/{other}")], "", "--output or COMMAND"),
+            (
+                &["--url", &*format!("https://portal.invalid/x{other}x")][..],
+                "",
+                "--url",
+            ),
+            (
+                &["--allow-http"],
+                &*format!("http://{other}:1"),
+                "the proxy's address",
+            ),
+            (
+                &["--output", &format!("missing/{other}")],
+                "",
+                "--output or COMMAND",
+            ),
             (&[&format!("x-{other}")], "", "CLIENT_ID"),
         ] {
             let mut command = settings(&portal);
-            command.env("DOCSPACE_API_KEY", key).env("http_proxy", proxy);
-            is_mistake(command.args(args), &format!("{named} contains the API key: {PUT_KEY}"));
+            command
+                .env("DOCSPACE_API_KEY", key)
+                .env("http_proxy", proxy);
+            is_mistake(
+                command.args(args),
+                &format!("{named} contains the API key: {PUT_KEY}"),
+            );
         }
     }
     for id in [KEY, "sK-hush"] {
         let error = format!("CLIENT_ID contains an API key: {PUT_KEY}");
         is_mistake(settings(&portal).arg(id), &error);
-        is_mistake(settings(&portal).env("DOCSPACE_CLIENT_ID", id), &format!("DOCSPACE_{error}"));
+        is_mistake(
+            settings(&portal).env("DOCSPACE_CLIENT_ID", id),
+            &format!("DOCSPACE_{error}"),
+        );
     }
-    is_mistake(rotate(&portal).arg(format!("--{KEY}")), "[hidden]: unknown option");
+    is_mistake(
+        rotate(&portal).arg(format!("--{KEY}")),
+        "[hidden]: unknown option",
+    );
     assert_eq!(portal.connections(), 0);
 }
 
@@ -171,5 +347,8 @@ fn a_key_shorter_than_16_characters_is_not_looked_for() {
         run(rotate(&portal).env("DOCSPACE_API_KEY", key)).is(0, &line(), &LOG);
     }
     let (portal, words) = (MockPortal::new(vec![]), "CLIENT_ID contains the API key: ");
-    is_mistake(rotate(&portal).env("DOCSPACE_API_KEY", &CLIENT[..16]), words);
+    is_mistake(
+        rotate(&portal).env("DOCSPACE_API_KEY", &CLIENT[..16]),
+        words,
+    );
 }

@@ -12,7 +12,11 @@ use crate::run::{Folder, finish, for_each, program, rotate, run, send, start};
 /// Returns a command that logs only errors and delivers to a shell script.
 fn to_shell(portal: &MockPortal, args: &[&str], script: &str) -> Command {
     let mut command = rotate(portal);
-    command.env("PATH", "/usr/bin:/bin").arg("-q").args(args).args(["--", "sh", "-c", script]);
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .arg("-q")
+        .args(args)
+        .args(["--", "sh", "-c", script]);
     command
 }
 
@@ -54,7 +58,9 @@ fn a_missing_command_is_refused() {
             let error = format!("cannot run the command {name}: not found, or not executable");
             is_refused(&error, |portal| {
                 let mut command = rotate(portal);
-                command.envs(path.map(|path| ("PATH", path))).current_dir(here);
+                command
+                    .envs(path.map(|path| ("PATH", path)))
+                    .current_dir(here);
                 command.args(check).args(["--", name, "x"]);
                 command
             });
@@ -69,13 +75,27 @@ fn the_first_program_on_path_is_started_with_its_arguments_as_given() {
     folders[1].file("store", "#!/bin/sh\nexit 9\n");
     symlink("nowhere", folders[2].path("store")).unwrap();
     symlink("/bin/sh", folders[3].path("store")).unwrap();
-    let [a, b, c, d] = folders.each_ref().map(|folder| folder.as_ref().to_str().unwrap());
+    let [a, b, c, d] = folders
+        .each_ref()
+        .map(|folder| folder.as_ref().to_str().unwrap());
     // An empty entry is the current folder.
-    for path in [&format!("{a}:{b}:{c}:{d}"), ":/nowhere", "/nowhere::/nowhere", "/nowhere:"] {
+    for path in [
+        &format!("{a}:{b}:{c}:{d}"),
+        ":/nowhere",
+        "/nowhere::/nowhere",
+        "/nowhere:",
+    ] {
         let portal = MockPortal::new(good_run());
         let mut command = rotate(&portal);
         command.env("PATH", path).current_dir(d).arg("-q");
-        command.args(["--", "store", "-c", r#"/bin/cat > /dev/null; echo "$0" "$1""#, "-o  --", ""]);
+        command.args([
+            "--",
+            "store",
+            "-c",
+            r#"/bin/cat > /dev/null; echo "$0" "$1""#,
+            "-o  --",
+            "",
+        ]);
         run(&mut command).is(0, "-o  -- \n", &[]);
     }
 }
@@ -84,20 +104,42 @@ fn the_first_program_on_path_is_started_with_its_arguments_as_given() {
 fn its_environment_has_the_client_and_the_portal_and_no_secret() {
     let folder = Folder::new();
     let (file, id) = (folder.file("key", KEY), folder.file("id", CLIENT));
-    let keys = [("DOCSPACE_API_KEY", Path::new(KEY)), ("DOCSPACE_API_KEY_FILE", &file)];
-    let ids = [("DOCSPACE_CLIENT_ID", Path::new(CLIENT)), ("DOCSPACE_CLIENT_ID_FILE", &id)];
+    let keys = [
+        ("DOCSPACE_API_KEY", Path::new(KEY)),
+        ("DOCSPACE_API_KEY_FILE", &file),
+    ];
+    let ids = [
+        ("DOCSPACE_CLIENT_ID", Path::new(CLIENT)),
+        ("DOCSPACE_CLIENT_ID_FILE", &id),
+    ];
     for (key, id) in keys.into_iter().zip(ids) {
         let portal = MockPortal::new(good_run());
         let url = format!("DOCSPACE_BASE_URL={}", portal.url());
         let mut command = program();
-        command.envs([key, id]).env("PATH", "/usr/bin:/bin").env("ANOTHER", "one");
-        command.env("DOCSPACE_BASE_URL", "https://other.invalid").arg("-q").arg("-u").arg(portal.url() + "/");
-        command.args(["--", "sh", "-c", "cat > /dev/null; tr '\\0' '\\n' < /proc/$$/environ"]);
+        command
+            .envs([key, id])
+            .env("PATH", "/usr/bin:/bin")
+            .env("ANOTHER", "one");
+        command
+            .env("DOCSPACE_BASE_URL", "https://other.invalid")
+            .arg("-q")
+            .arg("-u")
+            .arg(portal.url() + "/");
+        command.args([
+            "--",
+            "sh",
+            "-c",
+            "cat > /dev/null; tr '\\0' '\\n' < /proc/$$/environ",
+        ]);
         let done = run(&mut command);
         let mut variables: Vec<&str> = done.stdout.lines().collect();
         variables.sort();
         let id = format!("DOCSPACE_CLIENT_ID={CLIENT}");
-        assert_eq!(variables, ["ANOTHER=one", &url, &id, "PATH=/usr/bin:/bin"], "{done}");
+        assert_eq!(
+            variables,
+            ["ANOTHER=one", &url, &id, "PATH=/usr/bin:/bin"],
+            "{done}"
+        );
     }
 }
 
@@ -113,13 +155,25 @@ fn one_that_fails_or_does_not_read_everything_is_6_and_nothing_is_revoked() {
     for_each(
         vec![
             ("--verify", "exit 9", Err("it exited with status 9")),
-            ("--verify", "cat > /dev/null; exit 1", Err("it exited with status 1")),
-            ("--verify", "cat > /dev/null; kill -TERM $$", Err("it was ended by signal 15")),
+            (
+                "--verify",
+                "cat > /dev/null; exit 1",
+                Err("it exited with status 1"),
+            ),
+            (
+                "--verify",
+                "cat > /dev/null; kill -TERM $$",
+                Err("it was ended by signal 15"),
+            ),
             ("--verify", "kill -KILL $$", Err("it was ended by signal 9")),
             ("--verify", "exit 0", unread),
             ("--verify", "exec <&-; exit 0", unread),
             ("--verify", "exec head -c 35 > /dev/null", unread),
-            ("--verify", "{ sleep 0.3; cat; } <&0 > /dev/null 2>&1 & exit 0", unread),
+            (
+                "--verify",
+                "{ sleep 0.3; cat; } <&0 > /dev/null 2>&1 & exit 0",
+                unread,
+            ),
             ("--json", "sleep 0.2", unread),
             ("--json", "exec head -c 190000 > /dev/null", unread),
             ("--json", "sleep 0.2; exec cat", Ok(object)),
@@ -128,7 +182,9 @@ fn one_that_fails_or_does_not_read_everything_is_6_and_nothing_is_revoked() {
         ],
         |(arg, script, expected)| {
             let patch = expect("PATCH regenerate", body.clone());
-            let portal = MockPortal::new(ready([patch].into_iter().chain(expected.is_ok().then(revoke))));
+            let portal = MockPortal::new(ready(
+                [patch].into_iter().chain(expected.is_ok().then(revoke)),
+            ));
             let done = run(&mut to_shell(&portal, &[arg], script));
             match expected {
                 // Not shown if it differs, because of its length.
@@ -144,8 +200,13 @@ fn one_that_disappears_before_it_is_started_is_6() {
     let folder = Folder::new();
     let store = folder.file("store", "#!/bin/sh\nexec cat > /dev/null\n");
     fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
-    let lost = meanwhile(&["--", store.to_str().unwrap()], None, || fs::remove_file(&store).unwrap());
-    is_not_delivered(&lost, &format!("the command {}: No such file or directory", store.display()));
+    let lost = meanwhile(&["--", store.to_str().unwrap()], None, || {
+        fs::remove_file(&store).unwrap()
+    });
+    is_not_delivered(
+        &lost,
+        &format!("the command {}: No such file or directory", store.display()),
+    );
 }
 
 /// What a script does first: it creates a file for `start_without_terminal`, and waits for the file `go`.
@@ -161,11 +222,14 @@ fn start_without_terminal(command: &mut Command, folder: &Folder) -> Child {
 /// As a runner does that cancels a job.
 #[test]
 fn a_signal_to_the_whole_group_ends_the_run_after_the_delivery() {
-    let revocable =
-        "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
+    let revocable = "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
     let unverified =
         "the new secret was delivered, but not verified; check that the client can sign in with it";
-    let ended = |state| Some(format!("docspace-rotate: ended by SIGTERM after the delivery; {state}"));
+    let ended = |state| {
+        Some(format!(
+            "docspace-rotate: ended by SIGTERM after the delivery; {state}"
+        ))
+    };
     let failed = format!(
         "docspace-rotate: the new secret was not delivered to the command sh: it exited with status 9; {NOT_DELIVERED}"
     );
@@ -186,7 +250,10 @@ fn a_signal_to_the_whole_group_ends_the_run_after_the_delivery() {
             let process = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
             assert!(process.contains("\nThreads:\t1\n"), "{process}");
             // SAFETY: a plain system call; the child leads its group, and is not yet waited for.
-            assert_eq!(unsafe { libc::kill(-(child.id() as i32), libc::SIGTERM) }, 0);
+            assert_eq!(
+                unsafe { libc::kill(-(child.id() as i32), libc::SIGTERM) },
+                0
+            );
             folder.file("go", "");
             finish(&command, child).is(status, "", error.as_deref().as_slice());
             assert_eq!(fs::read_to_string(folder.path("stored")).unwrap(), SECRET);
@@ -218,13 +285,20 @@ fn when_the_time_is_up_its_group_is_ended_even_if_it_is_stopped() {
         cat; echo $$ > $0/pid; mv $0/pid $0/started; while :; do sleep 0.01; done";
     let mut command = to_shell(&portal, &[], script);
     let child = start_without_terminal(&mut command, &folder);
-    let id = fs::read_to_string(folder.path("started")).unwrap().trim().to_owned();
+    let id = fs::read_to_string(folder.path("started"))
+        .unwrap()
+        .trim()
+        .to_owned();
     // SAFETY: a plain system call, to the command, which is not yet waited for.
     assert_eq!(unsafe { libc::kill(id.parse().unwrap(), libc::SIGSTOP) }, 0);
     let stat = format!("/proc/{id}/stat");
-    assert!(wait_until(|| fs::read_to_string(&stat).unwrap().contains(") T ")));
+    assert!(wait_until(|| fs::read_to_string(&stat)
+        .unwrap()
+        .contains(") T ")));
     // The timer's signal, without the wait for it.
     send(&child, libc::SIGALRM);
     finish(&command, child).is(6, "", &["docspace-rotate: timed out during the delivery, and the command may still be running; the client has …"]);
-    assert!(wait_until(|| folder.path("parent").exists() && folder.path("child").exists()));
+    assert!(wait_until(
+        || folder.path("parent").exists() && folder.path("child").exists()
+    ));
 }

@@ -7,11 +7,13 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::mock::{
-    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, good_run, json, line, probe,
-    ready, recorded, regenerate, response, revoke, sign_in,
+    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, good_run, json,
+    line, probe, ready, recorded, regenerate, response, revoke, sign_in,
 };
 use crate::rotate::{REFUSED, UNCHANGED, UNKNOWN, run_script, until};
-use crate::run::{self, Folder, command, finish, for_each, program, read_until, rotate, run, start};
+use crate::run::{
+    self, Folder, command, finish, for_each, program, read_until, rotate, run, start,
+};
 use crate::servers::run_at;
 
 /// Too little time for a second attempt.
@@ -45,7 +47,11 @@ fn a_reset_during_the_handshake_is_4_and_after_it_7() {
 fn a_connection_that_ends_after_the_handshake_is_7() {
     for end in [(|| Action::Reset) as fn() -> Action, || Action::Close] {
         let patch = || expect_then("PATCH regenerate", [end()]);
-        for (tls, next) in [(true, Expect::Handshake(vec![end()])), (true, patch()), (false, patch())] {
+        for (tls, next) in [
+            (true, Expect::Handshake(vec![end()])),
+            (true, patch()),
+            (false, patch()),
+        ] {
             run_at(tls, ready([next]), &[]).0.fails_with(7, UNKNOWN);
         }
     }
@@ -53,16 +59,29 @@ fn a_connection_that_ends_after_the_handshake_is_7() {
 
 #[test]
 fn a_closed_port_and_an_unknown_name_are_4() {
-    for url in ["http://127.0.0.1:1", "https://portal.invalid", "http://portal.invalid"] {
+    for url in [
+        "http://127.0.0.1:1",
+        "https://portal.invalid",
+        "http://portal.invalid",
+    ] {
         let mut command = program();
-        command.env("DOCSPACE_API_KEY", KEY).args([CLIENT, "--allow-http", "--url", url]).args(ONE_ATTEMPT);
-        run(&mut command).fails_with(4, UNCHANGED).fails_with(4, " was not reached for [GET token]: ");
+        command
+            .env("DOCSPACE_API_KEY", KEY)
+            .args([CLIENT, "--allow-http", "--url", url])
+            .args(ONE_ATTEMPT);
+        run(&mut command)
+            .fails_with(4, UNCHANGED)
+            .fails_with(4, " was not reached for [GET token]: ");
     }
 }
 
 #[test]
 fn a_patch_without_a_finished_handshake_is_repeated() {
-    let script = ready([Expect::Connection(vec![Action::Reset]), regenerate(), revoke()]);
+    let script = ready([
+        Expect::Connection(vec![Action::Reset]),
+        regenerate(),
+        revoke(),
+    ]);
     let (run, _portal) = run_at(true, script, &[]);
     let retry = "127.0.0.1 was not reached for [PATCH regenerate]: …";
     run.is(0, &line(), &[&LOG[..2], &[retry], &LOG[2..]].concat());
@@ -73,16 +92,34 @@ fn a_patch_without_a_finished_handshake_is_repeated() {
 #[test]
 fn a_host_whose_address_fails_is_resolved_again() {
     let namespace = ["--user", "--map-root-user", "--mount"];
-    if !command("unshare").args(namespace).arg("true").output().is_ok_and(|output| output.status.success()) {
-        return run::skipped("a_host_whose_address_fails_is_resolved_again", "no namespaces here (unshare)");
+    if !command("unshare")
+        .args(namespace)
+        .arg("true")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        return run::skipped(
+            "a_host_whose_address_fails_is_resolved_again",
+            "no namespaces here (unshare)",
+        );
     }
     let (folder, portal) = (Folder::new(), MockPortal::new(good_run()));
     let hosts = folder.file("hosts", "127.0.0.9 portal.invalid\n");
     let mut unshare = command("unshare");
-    unshare.args(namespace).args(["sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
-    unshare.args([program().get_program(), CLIENT.as_ref(), "--allow-http".as_ref()]);
+    unshare
+        .args(namespace)
+        .args(["sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+        .arg(&hosts);
+    unshare.args([
+        program().get_program(),
+        CLIENT.as_ref(),
+        "--allow-http".as_ref(),
+    ]);
     unshare.env("DOCSPACE_API_KEY", KEY);
-    unshare.env("DOCSPACE_BASE_URL", format!("http://portal.invalid:{}", portal.at.port()));
+    unshare.env(
+        "DOCSPACE_BASE_URL",
+        format!("http://portal.invalid:{}", portal.at.port()),
+    );
     let mut child = start(&mut unshare);
     read_until(&mut child, "Connection refused, trying again in 1s\n");
     fs::write(hosts, "127.0.0.1 portal.invalid\n").unwrap();
@@ -94,7 +131,10 @@ fn localhost_is_127_0_0_1_and_then_the_ipv6_loopback() {
     // Lower than any port that a mock gets, so that nothing listens on it at 127.0.0.1.
     let port = 20_000 + (std::process::id() % 10_000) as u16;
     let Ok(listener) = TcpListener::bind(("::1", port)) else {
-        return run::skipped("localhost_is_127_0_0_1_and_then_the_ipv6_loopback", "no IPv6 here");
+        return run::skipped(
+            "localhost_is_127_0_0_1_and_then_the_ipv6_loopback",
+            "no IPv6 here",
+        );
     };
     let server = thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
@@ -102,7 +142,9 @@ fn localhost_is_127_0_0_1_and_then_the_ipv6_loopback() {
         client.write_all(&recorded("token-401")).unwrap();
     });
     let mut command = program();
-    command.env("DOCSPACE_API_KEY", KEY).env("DOCSPACE_BASE_URL", format!("http://localhost:{port}"));
+    command
+        .env("DOCSPACE_API_KEY", KEY)
+        .env("DOCSPACE_BASE_URL", format!("http://localhost:{port}"));
     run(command.arg(CLIENT).args(ONE_ATTEMPT))
         .fails_with(3, "localhost answered [GET token] with status 401");
     server.join().unwrap();
@@ -118,16 +160,30 @@ fn a_busy_portal_is_asked_again_when_its_limit_ends() {
         expect("HEAD client", busy()),
         probe(),
         expect("PATCH regenerate", busy()),
-        expect("PATCH regenerate", response("429 ", "x-ratelimit-reset: 1000000", "")),
+        expect(
+            "PATCH regenerate",
+            response("429 ", "x-ratelimit-reset: 1000000", ""),
+        ),
         regenerate(),
         expect("DELETE revoke", busy()),
         revoke(),
     ]);
-    let [get, head, patch, delete] = ["GET token", "HEAD client", "PATCH regenerate", "DELETE revoke"]
-        .map(|call| format!("[{call}] Status: 429, trying again in 20ms"));
-    let log = [&get, LOG[0], &head, LOG[1], &patch, &patch, LOG[2], LOG[3], &delete, LOG[4], LOG[5]];
+    let [get, head, patch, delete] = [
+        "GET token",
+        "HEAD client",
+        "PATCH regenerate",
+        "DELETE revoke",
+    ]
+    .map(|call| format!("[{call}] Status: 429, trying again in 20ms"));
+    let log = [
+        &get, LOG[0], &head, LOG[1], &patch, &patch, LOG[2], LOG[3], &delete, LOG[4], LOG[5],
+    ];
     run(&mut rotate(&portal)).is(0, &line(), &log);
-    assert_eq!(portal.connections(), 4, "each PATCH has a connection of its own");
+    assert_eq!(
+        portal.connections(),
+        4,
+        "each PATCH has a connection of its own"
+    );
 }
 
 #[test]
@@ -146,11 +202,36 @@ fn a_portal_that_asks_for_hardly_any_wait_is_not_flooded() {
 fn a_wait_that_exceeds_the_time_limit_does_not_begin() {
     let hour = || response("429 ", "Retry-After: 3600", "");
     for (call, answer, status, words) in [
-        ("GET token", response("503 ", "Retry-After: 120", ""), 4, "503, and the next attempt in 120s"),
-        ("HEAD client", hour(), 4, "429, and the next attempt in 3600s"),
-        ("PATCH regenerate", hour(), 4, "429, and the next attempt in 3600s"),
-        ("PATCH regenerate", recorded("patch-429"), 4, "429, and the next attempt in 3.484s"),
-        ("DELETE revoke", hour(), 5, "429, and the next attempt in 3600s"),
+        (
+            "GET token",
+            response("503 ", "Retry-After: 120", ""),
+            4,
+            "503, and the next attempt in 120s",
+        ),
+        (
+            "HEAD client",
+            hour(),
+            4,
+            "429, and the next attempt in 3600s",
+        ),
+        (
+            "PATCH regenerate",
+            hour(),
+            4,
+            "429, and the next attempt in 3600s",
+        ),
+        (
+            "PATCH regenerate",
+            recorded("patch-429"),
+            4,
+            "429, and the next attempt in 3.484s",
+        ),
+        (
+            "DELETE revoke",
+            hour(),
+            5,
+            "429, and the next attempt in 3600s",
+        ),
     ] {
         let run = run_script(until(call, answer), &["--timeout", "3"]);
         assert_eq!(run.status, Some(status), "{run}");
@@ -162,41 +243,78 @@ fn a_wait_that_exceeds_the_time_limit_does_not_begin() {
 #[test]
 fn transient_faults_are_waited_out() {
     let close: fn() -> Action = || Action::Close;
-    let statuses = ["408 ", "425 ", "429 ", "500 ", "502 ", "503 ", "504 ", "599 "];
+    let statuses = [
+        "408 ", "425 ", "429 ", "500 ", "502 ", "503 ", "504 ", "599 ",
+    ];
     let mut faults = Vec::from(statuses.map(|status| (response(status, "", ""), close)));
     let truncated = recorded("delete-200")[..200].to_vec();
     let (bad, worse) = (recorded("gateway-502"), recorded("gateway-504"));
-    faults.extend([bad, worse, truncated, b"\0\x01garbage".to_vec(), vec![]].map(|bytes| (bytes, close)));
+    faults.extend(
+        [bad, worse, truncated, b"\0\x01garbage".to_vec(), vec![]].map(|bytes| (bytes, close)),
+    );
     faults.push((vec![], || Action::Reset));
     for_each(faults, |(bytes, end)| {
         let fails = |call| expect_then(call, [Action::Send(bytes.clone()), end()]);
         let [token, head, delete] = ["GET token", "HEAD client", "DELETE revoke"].map(fails);
-        let run = run_script(vec![token, sign_in(), head, probe(), regenerate(), delete, revoke()], &[]);
+        let run = run_script(
+            vec![
+                token,
+                sign_in(),
+                head,
+                probe(),
+                regenerate(),
+                delete,
+                revoke(),
+            ],
+            &[],
+        );
         assert_eq!((run.status, &*run.stdout), (Some(0), &*line()), "{run}");
-        assert_eq!(run.stderr.matches(", trying again in 1s\n").count(), 3, "{run}");
+        assert_eq!(
+            run.stderr.matches(", trying again in 1s\n").count(),
+            3,
+            "{run}"
+        );
     });
 }
 
 #[test]
 fn a_reply_truncated_at_any_byte_is_no_reply() {
-    let (token, patch, delete) = (recorded("token-200"), recorded("patch-200"), recorded("delete-200"));
+    let (token, patch, delete) = (
+        recorded("token-200"),
+        recorded("patch-200"),
+        recorded("delete-200"),
+    );
     let json_end = patch.len() - "\r\n0\r\n\r\n".len();
     for (position, call, reply, enough, status) in [
         (0, "GET token", &token, token.len(), 4),
         (2, "PATCH regenerate", &patch, json_end, 7),
         (3, "DELETE revoke", &delete, delete.len(), 5),
     ] {
-        for_each((0..enough).step_by(17).chain(enough - 5..=enough).collect(), |length| {
-            let mut script = good_run();
-            script[position] = expect_then(call, [Action::Send(reply[..length].to_vec()), Action::Close]);
-            let is_truncated = length < enough;
-            script.truncate(if is_truncated { position + 1 } else { 4 });
-            // The next call may meet the close, and is then repeated.
-            let run = run_script(script, if is_truncated { &ONE_ATTEMPT } else { &[] });
-            assert_eq!(run.status, Some(if is_truncated { status } else { 0 }), "{length} bytes\n{run}");
-            let is_delivered = matches!(run.status, Some(0 | 5));
-            assert_eq!(run.stdout, if is_delivered { line() } else { String::new() }, "{run}");
-        });
+        for_each(
+            (0..enough).step_by(17).chain(enough - 5..=enough).collect(),
+            |length| {
+                let mut script = good_run();
+                script[position] = expect_then(
+                    call,
+                    [Action::Send(reply[..length].to_vec()), Action::Close],
+                );
+                let is_truncated = length < enough;
+                script.truncate(if is_truncated { position + 1 } else { 4 });
+                // The next call may meet the close, and is then repeated.
+                let run = run_script(script, if is_truncated { &ONE_ATTEMPT } else { &[] });
+                assert_eq!(
+                    run.status,
+                    Some(if is_truncated { status } else { 0 }),
+                    "{length} bytes\n{run}"
+                );
+                let is_delivered = matches!(run.status, Some(0 | 5));
+                assert_eq!(
+                    run.stdout,
+                    if is_delivered { line() } else { String::new() },
+                    "{run}"
+                );
+            },
+        );
     }
 }
 
@@ -212,7 +330,11 @@ fn a_patch_is_sent_once_after_any_answer_without_a_usable_secret() {
         good.clone().into_bytes(),
         response("101 Switching Protocols", "Upgrade: x", ""),
         b"HTTP/1.1 204 \r\n\r\n".to_vec(),
-        [&b"HTTP/1.1 200 \r\n"[..], &b"X-Header: and another\r\n".repeat(10_000)].concat(),
+        [
+            &b"HTTP/1.1 200 \r\n"[..],
+            &b"X-Header: and another\r\n".repeat(10_000),
+        ]
+        .concat(),
         [&b"HTTP/1.1 200 \r\nX: "[..], &mib].concat(),
         response("200 ", "", mib.repeat(10)),
         json(format!("{}{good}", " ".repeat(64 * 1024))),
@@ -232,9 +354,14 @@ fn a_patch_is_sent_once_after_any_answer_without_a_usable_secret() {
 
 #[test]
 fn a_definite_answer_to_the_patch_is_3() {
-    let statuses = [300, 301, 304, 307, 400, 401, 403, 404, 405, 409, 410, 422, 425, 451, 499];
+    let statuses = [
+        300, 301, 304, 307, 400, 401, 403, 404, 405, 409, 410, 422, 425, 451, 499,
+    ];
     for_each(statuses.into(), |status: u16| {
-        let patch = expect("PATCH regenerate", response(&format!("{status} "), "", "no"));
+        let patch = expect(
+            "PATCH regenerate",
+            response(&format!("{status} "), "", "no"),
+        );
         run_script(ready([patch]), &[]).fails_with(3, REFUSED);
     });
 }

@@ -26,9 +26,16 @@ fn to_file(portal: &MockPortal, file: &Path, args: &[&str]) -> Command {
 /// Returns a command that logs only errors, in a shell in this folder that first does something else.
 fn in_shell(portal: &MockPortal, folder: &Folder, first: &str, args: &str) -> Command {
     let mut command = run::command("/bin/sh");
-    let script = format!("{first} exec {} -q {CLIENT} {args}", env!("CARGO_BIN_EXE_docspace-rotate"));
+    let script = format!(
+        "{first} exec {} -q {CLIENT} {args}",
+        env!("CARGO_BIN_EXE_docspace-rotate")
+    );
     command.args(["-c", &script]).current_dir(folder.as_ref());
-    command.envs(rotate(portal).get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.envs(
+        rotate(portal)
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     command
 }
 
@@ -37,21 +44,31 @@ fn in_shell(portal: &MockPortal, folder: &Folder, first: &str, args: &str) -> Co
 pub fn is_refused(error: &str, command: impl FnOnce(&MockPortal) -> Command) {
     let portal = MockPortal::new(vec![]);
     let done = run(&mut command(&portal));
-    done.is(2, "", &[&format!("docspace-rotate: {error}; nothing was sent; see --help")]);
+    done.is(
+        2,
+        "",
+        &[&format!(
+            "docspace-rotate: {error}; nothing was sent; see --help"
+        )],
+    );
     assert_eq!(portal.connections(), 0, "{done}");
 }
 
 /// Checks that a run ends with status 6 and this error.
 #[track_caller]
 pub fn is_not_delivered(run: &Run, error: &str) {
-    let error = format!("docspace-rotate: the new secret was not delivered to {error}; {NOT_DELIVERED}");
+    let error =
+        format!("docspace-rotate: the new secret was not delivered to {error}; {NOT_DELIVERED}");
     run.is(6, "", &[&error]);
 }
 
 #[test]
 fn writes_the_secret_or_the_object_to_stdout() {
     let (folder, line) = (Folder::new(), line());
-    let (object, appended) = (format!(r#"{{"client_secret":"{SECRET}"}}"#), format!("before\n{line}"));
+    let (object, appended) = (
+        format!(r#"{{"client_secret":"{SECRET}"}}"#),
+        format!("before\n{line}"),
+    );
     for (args, stdout, file) in [
         ("", &*line, "before\n"),
         ("-n", SECRET, "before\n"),
@@ -112,7 +129,11 @@ fn touches_no_file_and_starts_no_command_without_a_secret() {
     ] {
         for args in [&to_new[..], &to_old, &to_command] {
             let last = expect(request, reply.clone());
-            let portal = MockPortal::new(if request == "GET token" { vec![last] } else { ready([last]) });
+            let portal = MockPortal::new(if request == "GET token" {
+                vec![last]
+            } else {
+                ready([last])
+            });
             run(rotate(&portal).args(args)).fails_with(status, "");
         }
     }
@@ -137,15 +158,23 @@ pub fn meanwhile(args: &[&str], then: Option<Expect>, action: impl FnOnce()) -> 
 fn a_file_that_appears_or_is_replaced_during_the_run() {
     let folder = Folder::new();
     let [file, taken, old] = ["file", "taken", "old"].map(|name| folder.path(name));
-    let [to_file, to_taken, to_old] = [&file, &taken, &old].map(|file| format!("-o{}", file.display()));
+    let [to_file, to_taken, to_old] =
+        [&file, &taken, &old].map(|file| format!("-o{}", file.display()));
     meanwhile(&[&to_file], Some(revoke()), || {
         assert!(folder.names().is_empty(), "{:?}", folder.names());
-        fs::write(&file, "from another run, and longer than the secret of this one\n").unwrap();
+        fs::write(
+            &file,
+            "from another run, and longer than the secret of this one\n",
+        )
+        .unwrap();
     })
     .is(0, "", &[]);
     assert_eq!(fs::read_to_string(&file).unwrap(), line());
     let lost = meanwhile(&[&to_taken], None, || fs::create_dir(&taken).unwrap());
-    is_not_delivered(&lost, &format!("--output {}: Is a directory", taken.display()));
+    is_not_delivered(
+        &lost,
+        &format!("--output {}: Is a directory", taken.display()),
+    );
     folder.file("old", "old\n");
     meanwhile(&[&to_old], None, || {
         fs::remove_file(&old).unwrap();
@@ -161,14 +190,32 @@ fn a_bad_output_is_refused() {
     let folder = Folder::new();
     symlink("nowhere/file", folder.path("dangling")).unwrap();
     fs::create_dir(folder.path("folder")).unwrap();
-    let (closed, missing) = ("it is closed, or open for reading only", "No such file or directory");
+    let (closed, missing) = (
+        "it is closed, or open for reading only",
+        "No such file or directory",
+    );
     for (first, args, name, why) in [
         ("", "-o folder", "--output folder", "Is a directory"),
         ("", "-o missing/file", "--output missing/file", missing),
-        ("", "-o missing/", "--output missing/", "it names a directory"),
-        ("", "-o missing/.", "--output missing/.", "it names a directory"),
+        (
+            "",
+            "-o missing/",
+            "--output missing/",
+            "it names a directory",
+        ),
+        (
+            "",
+            "-o missing/.",
+            "--output missing/.",
+            "it names a directory",
+        ),
         ("", "-o dangling", "--output dangling", missing),
-        ("", "-o 'missing/\u{1b}[2J'", r"--output missing/\u{1b}[2J", missing),
+        (
+            "",
+            "-o 'missing/\u{1b}[2J'",
+            r"--output missing/\u{1b}[2J",
+            missing,
+        ),
         ("", ">&-", "stdout", closed),
         ("", "1< /dev/null", "stdout", closed),
         ("", "1< /etc/passwd", "stdout", closed),
@@ -218,14 +265,25 @@ fn a_full_disk_is_found_before_anything_is_sent() {
 fn an_output_that_fails_during_the_delivery_is_6_and_nothing_is_revoked() {
     let folder = Folder::new();
     folder.fifo();
-    let object = format!(r#"{{"client_secret":"{SECRET}","more":"{}"}}"#, "y".repeat(9000));
+    let object = format!(
+        r#"{{"client_secret":"{SECRET}","more":"{}"}}"#,
+        "y".repeat(9000)
+    );
     for (first, args, error) in [
-        ("", "-o /dev/full", "--output /dev/full: No space left on device"),
+        (
+            "",
+            "-o /dev/full",
+            "--output /dev/full: No space left on device",
+        ),
         ("", "> /dev/full", "stdout: No space left on device"),
         // Opened for reading and for writing, the FIFO then loses its only reader.
         ("exec 3<> fifo > fifo 3>&-;", "", "stdout: Broken pipe"),
         // The object exceeds the limit, although there is room for any bare secret.
-        ("ulimit -f 8;", "--json -o new", "--output new: File too large"),
+        (
+            "ulimit -f 8;",
+            "--json -o new",
+            "--output new: File too large",
+        ),
     ] {
         let portal = MockPortal::new(ready([expect("PATCH regenerate", json(&object))]));
         is_not_delivered(&run(&mut in_shell(&portal, &folder, first, args)), error);
@@ -238,14 +296,29 @@ fn delivers_before_it_revokes() {
     let folder = Folder::new();
     let file = folder.path("file");
     let store = format!("exec cat > {}", file.display());
-    for args in [&[][..], &["-o", file.to_str().unwrap()], &["--", "/bin/sh", "-c", &store]] {
+    for args in [
+        &[][..],
+        &["-o", file.to_str().unwrap()],
+        &["--", "/bin/sh", "-c", &store],
+    ] {
         let (answer, delete) = gated("DELETE revoke", recorded("delete-200"));
         let portal = MockPortal::new(ready([regenerate(), delete]));
         let mut command = rotate(&portal);
-        command.env("PATH", "/usr/bin:/bin").arg("-q").args(args).stderr(Stdio::piped());
-        let child = command.stdout(File::create(&file).unwrap()).spawn().unwrap();
+        command
+            .env("PATH", "/usr/bin:/bin")
+            .arg("-q")
+            .args(args)
+            .stderr(Stdio::piped());
+        let child = command
+            .stdout(File::create(&file).unwrap())
+            .spawn()
+            .unwrap();
         portal.wait_for(4);
-        assert_eq!(fs::read_to_string(&file).unwrap().trim_end(), SECRET, "{args:?}");
+        assert_eq!(
+            fs::read_to_string(&file).unwrap().trim_end(),
+            SECRET,
+            "{args:?}"
+        );
         drop(answer);
         finish(&command, child).is(0, "", &[]);
     }
@@ -285,18 +358,30 @@ pub fn in_new_session(command: &mut Command) -> &mut Command {
 /// A key that ends the run has to end the command, too.
 #[test]
 fn a_terminal_shows_the_secret_and_has_the_command_in_the_group_of_the_run() {
-    let group = ["--", "/bin/sh", "-c", "/bin/cat > /dev/null; /usr/bin/cut -d ' ' -f 5 /proc/$$/stat"];
+    let group = [
+        "--",
+        "/bin/sh",
+        "-c",
+        "/bin/cat > /dev/null; /usr/bin/cut -d ' ' -f 5 /proc/$$/stat",
+    ];
     for args in [&[][..], &group] {
         let (mut master, mut slave) = (0, 0);
         let null = ptr::null_mut();
         // SAFETY: both numbers are valid, and the descriptors that they become have no other owner.
         let (master, slave) = unsafe {
-            assert_eq!(libc::openpty(&mut master, &mut slave, null, ptr::null(), ptr::null()), 0);
+            assert_eq!(
+                libc::openpty(&mut master, &mut slave, null, ptr::null(), ptr::null()),
+                0
+            );
             (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
         };
         let portal = MockPortal::new(good_run());
         let mut command = rotate(&portal);
-        command.arg("-q").args(args).stdout(slave).stderr(Stdio::piped());
+        command
+            .arg("-q")
+            .args(args)
+            .stdout(slave)
+            .stderr(Stdio::piped());
         let child = in_new_session(&mut command).spawn().unwrap();
         let id = child.id().to_string();
         finish(&command, child).is(0, "", &[]);
@@ -314,7 +399,10 @@ fn a_closed_or_full_stderr_changes_nothing() {
     for stderr in [closed, full] {
         let portal = MockPortal::new(good_run());
         let output = rotate(&portal).stderr(stderr).output().unwrap();
-        assert_eq!((output.status.code(), &*output.stdout), (Some(0), line().as_bytes()));
+        assert_eq!(
+            (output.status.code(), &*output.stdout),
+            (Some(0), line().as_bytes())
+        );
     }
 }
 
@@ -327,7 +415,11 @@ fn a_full_pipe_is_waited_for_even_if_it_is_non_blocking() {
         unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
         let portal = MockPortal::new(good_run());
         let mut command = rotate(&portal);
-        let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // It keeps the other end of the pipe.
         drop(command);
         run::read_until(&mut child, "Client secret has been regenerated.\n");

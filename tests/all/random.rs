@@ -20,8 +20,16 @@ const LIMIT: f64 = 2.9;
 /// Commands that store their stdin in the file `$0`, whether they deliver it, and the status for the signal that they send.
 const COMMANDS: [(&str, bool, Option<u8>); 5] = [
     ("cat > $0", true, None),
-    ("while head -c 7 | grep . ; do :; done | tr -d '\\n' > $0", true, None),
-    ("kill -INT $PPID; cat > $0; kill -TERM $PPID", true, Some(130)),
+    (
+        "while head -c 7 | grep . ; do :; done | tr -d '\\n' > $0",
+        true,
+        None,
+    ),
+    (
+        "kill -INT $PPID; cat > $0; kill -TERM $PPID",
+        true,
+        Some(130),
+    ),
     ("kill -HUP $PPID; exit 9", false, Some(129)),
     ("exec head -c 5 > /dev/null", false, None),
 ];
@@ -116,7 +124,9 @@ impl Walk {
         let (answer, mut actions) = self.answer(name);
         let mut end = Ok(answer);
         if self.sending.is_none() && self.deferred.is_none() && self.random.one_in(20) {
-            let signal = self.random.pick(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
+            let signal = self
+                .random
+                .pick(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
             let (reply, gate) = channel();
             self.sending = Some((self.requests, signal, reply));
             actions.insert(0, Action::WaitFor(gate));
@@ -129,7 +139,10 @@ impl Walk {
             end = Err(4);
         }
         let silence = vec![Action::Hang];
-        self.script.push(Expect::Request(name, if end.is_ok() { actions } else { silence }));
+        self.script.push(Expect::Request(
+            name,
+            if end.is_ok() { actions } else { silence },
+        ));
         end
     }
 
@@ -142,8 +155,14 @@ impl Walk {
             "DELETE revoke" => "delete-200",
             _ => "introspect-200",
         });
-        let good = String::from_utf8(if name == "HEAD client" { without_body(good) } else { good }).unwrap();
-        let text = |status, header, body: &str| String::from_utf8(response(status, header, body)).unwrap();
+        let good = String::from_utf8(if name == "HEAD client" {
+            without_body(good)
+        } else {
+            good
+        })
+        .unwrap();
+        let text =
+            |status, header, body: &str| String::from_utf8(response(status, header, body)).unwrap();
         let page = r#"<!DOCTYPE html><p>{"client_secret":"x"}"#;
         let random = &mut self.random;
         let kind = random.below(50);
@@ -155,28 +174,69 @@ impl Walk {
                 let header = good.find("\r\n\r\n").unwrap();
                 let lengths = [random.below(header), header + 4, end - 1, end];
                 let length = random.pick(&lengths).min(good.len() - 1);
-                (if length < end { Nothing } else { Good }, good[..length].to_owned())
+                (
+                    if length < end { Nothing } else { Good },
+                    good[..length].to_owned(),
+                )
             }
-            3..=4 => (Nothing, random.pick(&["", "\0\u{9b}\x1b[2J no HTTP\r\n\r\n"]).to_owned()),
+            3..=4 => (
+                Nothing,
+                random
+                    .pick(&["", "\0\u{9b}\x1b[2J no HTTP\r\n\r\n"])
+                    .to_owned(),
+            ),
             5..=8 => (Good, good.replacen("keep-alive", "close", 1)),
             9..=12 => {
-                let status = random.pick(&[300, 301, 307, 400, 401, 403, 404, 405, 408, 409, 410, 425, 499]);
-                let body = random.pick(&["", page, r#"{"title":"No","detail":"\u001b[2J"}"#, "\u{9b}31m\0"]);
-                (Status(status), text(&format!("{status} "), "Location: /x?y", body))
+                let status = random.pick(&[
+                    300, 301, 307, 400, 401, 403, 404, 405, 408, 409, 410, 425, 499,
+                ]);
+                let body = random.pick(&[
+                    "",
+                    page,
+                    r#"{"title":"No","detail":"\u001b[2J"}"#,
+                    "\u{9b}31m\0",
+                ]);
+                (
+                    Status(status),
+                    text(&format!("{status} "), "Location: /x?y", body),
+                )
             }
             13..=15 => (Busy, text("429 ", "X-RateLimit-Reset: 10000000", "")),
             16..=18 => {
                 let status = random.pick(&[500, 501, 502, 503, 504, 599]);
-                (Status(status), text(&format!("{status} "), "Retry-After: x", KEY))
+                (
+                    Status(status),
+                    text(&format!("{status} "), "Retry-After: x", KEY),
+                )
             }
             19 => (Created, good.replacen("200", "201", 1)),
-            20 => (Unusable, text("200 ", "", random.pick(&["", "{}", r#"{"client_secret":"a b"}"#]))),
+            20 => (
+                Unusable,
+                text(
+                    "200 ",
+                    "",
+                    random.pick(&["", "{}", r#"{"client_secret":"a b"}"#]),
+                ),
+            ),
             21 => (TruncatedJson, text("200 ", "", "[")),
-            22 => (WebPage, text("200 ", "Content-Type: text/html; charset=utf-8", page)),
+            22 => (
+                WebPage,
+                text("200 ", "Content-Type: text/html; charset=utf-8", page),
+            ),
             _ => (Good, good),
         };
-        let end = if kind == 0 { Action::Reset } else { Action::Close };
-        (answer, [Action::Send(reply.into())].into_iter().chain((kind <= 8).then_some(end)).collect())
+        let end = if kind == 0 {
+            Action::Reset
+        } else {
+            Action::Close
+        };
+        (
+            answer,
+            [Action::Send(reply.into())]
+                .into_iter()
+                .chain((kind <= 8).then_some(end))
+                .collect(),
+        )
     }
 
     /// Makes a call and repeats it as the contract says.
@@ -212,7 +272,9 @@ impl Walk {
         }
         let head = self.call("HEAD client")?;
         if self.check {
-            matches!(head, Good | Created | Unusable | TruncatedJson).then_some(()).ok_or(3)?;
+            matches!(head, Good | Created | Unusable | TruncatedJson)
+                .then_some(())
+                .ok_or(3)?;
             return self.ask("GET @self").map(drop);
         }
         self.call("PATCH regenerate")?;
@@ -243,20 +305,39 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
     let verify = has_secret && !check && random.one_in(3);
     let command = (has_secret && random.one_in(3)).then(|| random.pick(&COMMANDS));
     let tls = random.one_in(3);
-    let mut walk = Walk { random, tls, only, check, verify, command, ..Walk::default() };
+    let mut walk = Walk {
+        random,
+        tls,
+        only,
+        check,
+        verify,
+        command,
+        ..Walk::default()
+    };
     let status = walk.rotate().err().unwrap_or(0);
     let random = &mut walk.random;
     let (json, key, folder) = (random.one_in(4), random.pick(&[KEY, BEARER]), Folder::new());
     let file = (has_secret && (command.is_some() || random.one_in(3))).then(|| folder.path("file"));
-    let old = file.as_ref().filter(|_| command.is_none() && random.one_in(2));
+    let old = file
+        .as_ref()
+        .filter(|_| command.is_none() && random.one_in(2));
     let text = "old, and longer than any new secret would be\n".to_owned();
     let old = old.map(|file| fs::write(file, &text).map(|()| text).unwrap());
 
     let portal = MockPortal::start(tls.then(|| server.clone()), walk.script.drain(..).collect());
     let mut program = rotate(&portal);
-    program.env("DOCSPACE_API_KEY", key).args(["--timeout", &LIMIT.to_string()]).arg("--cacert").arg(ca);
-    program.args(only.iter().flat_map(|step| ["--only", step])).args(json.then_some("--json"));
-    program.args(check.then_some("--check")).args(verify.then_some("--verify")).env("PATH", "/usr/bin:/bin");
+    program
+        .env("DOCSPACE_API_KEY", key)
+        .args(["--timeout", &LIMIT.to_string()])
+        .arg("--cacert")
+        .arg(ca);
+    program
+        .args(only.iter().flat_map(|step| ["--only", step]))
+        .args(json.then_some("--json"));
+    program
+        .args(check.then_some("--check"))
+        .args(verify.then_some("--verify"))
+        .env("PATH", "/usr/bin:/bin");
     match command {
         Some((script, ..)) => program.args(["--", "sh", "-c", script]).args(&file),
         None => program.args(file.iter().flat_map(|file| [Path::new("--output"), file])),
@@ -271,12 +352,18 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
         drop(reply);
     }
     let run = finish(&program, child);
-    let late = ["timed out", "would exceed the time limit"].iter().any(|words| run.error().contains(words));
+    let late = ["timed out", "would exceed the time limit"]
+        .iter()
+        .any(|words| run.error().contains(words));
     if late && (run.status != Some(status.into()) || portal.problem().is_some()) {
         portal.allow_unfinished();
         return None;
     }
-    assert_eq!((run.status, portal.problem()), (Some(status.into()), None), "{run}");
+    assert_eq!(
+        (run.status, portal.problem()),
+        (Some(status.into()), None),
+        "{run}"
+    );
     let words = match (status, walk.delivered) {
         (0, _) => "",
         (6, _) => "; the client has a new secret that may not have been delivered; ",
@@ -285,20 +372,37 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
         (_, false) => "; the client's secret is unchanged; ",
     };
     assert!(run.error().contains(words), "{run}");
-    let secret = if json { format!("{{\"client_secret\":\"{SECRET}\"}}") } else { SECRET.to_owned() };
-    let delivered = walk.delivered.then(|| secret + if command.is_none() { "\n" } else { "" });
+    let secret = if json {
+        format!("{{\"client_secret\":\"{SECRET}\"}}")
+    } else {
+        SECRET.to_owned()
+    };
+    let delivered = walk
+        .delivered
+        .then(|| secret + if command.is_none() { "\n" } else { "" });
     let stored = file.as_ref().and_then(|file| fs::read_to_string(file).ok());
     match file {
         Some(_) => assert_eq!((&*run.stdout, stored), ("", delivered.or(old)), "{run}"),
         None => assert_eq!(run.stdout, delivered.unwrap_or_default(), "{run}"),
     }
-    assert!(folder.names().iter().all(|name| name == "file"), "{:?}", folder.names());
+    assert!(
+        folder.names().iter().all(|name| name == "file"),
+        "{:?}",
+        folder.names()
+    );
     let mut connections = vec![];
     for request in portal.requests() {
         let is_signed = walk.signed && request.target.contains("/clients/");
-        assert_eq!(request.header("x-signature").is_some(), is_signed, "{request:?}");
+        assert_eq!(
+            request.header("x-signature").is_some(),
+            is_signed,
+            "{request:?}"
+        );
         let is_fresh = !connections.contains(&request.connection);
-        assert!(is_fresh || request.method != "PATCH", "the PATCH is on a kept connection\n{run}");
+        assert!(
+            is_fresh || request.method != "PATCH",
+            "the PATCH is on a kept connection\n{run}"
+        );
         connections.push(request.connection);
     }
     Some(status)
@@ -309,23 +413,39 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
 fn random_runs_end_as_the_contract_says() {
     let (_folder, certificates, ca) = authority();
     let server = certificates.server("127.0.0.1");
-    let number = |name| env::var(name).ok().map(|number| number.parse::<u64>().expect("a number"));
+    let number = |name| {
+        env::var(name)
+            .ok()
+            .map(|number| number.parse::<u64>().expect("a number"))
+    };
     let seeds = match number("DOCSPACE_ROTATE_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("DOCSPACE_ROTATE_RUNS").unwrap_or(300),
     };
-    let (next, counts, failed) = (AtomicU64::new(seeds.start), Mutex::default(), Mutex::new(vec![]));
+    let (next, counts, failed) = (
+        AtomicU64::new(seeds.start),
+        Mutex::default(),
+        Mutex::new(vec![]),
+    );
     let work = || {
-        while let Some(seed) = Some(next.fetch_add(1, Ordering::SeqCst)).filter(|seed| seeds.contains(seed)) {
+        while let Some(seed) =
+            Some(next.fetch_add(1, Ordering::SeqCst)).filter(|seed| seeds.contains(seed))
+        {
             // A run that is late for another reason than a stall is late again.
             let twice = || check(seed, &server, &ca).or_else(|| check(seed, &server, &ca));
             match catch_unwind(AssertUnwindSafe(twice)).ok().flatten() {
-                Some(status) => *BTreeMap::entry(&mut counts.lock().unwrap(), status).or_insert(0) += 1,
+                Some(status) => {
+                    *BTreeMap::entry(&mut counts.lock().unwrap(), status).or_insert(0) += 1
+                }
                 None => failed.lock().unwrap().push(seed),
             }
         }
     };
     thread::scope(|scope| (0..16).for_each(|_| drop(scope.spawn(work))));
     println!("runs by exit status: {:?}", counts.into_inner().unwrap());
-    assert_eq!(failed.into_inner().unwrap(), [0; 0], "each is a DOCSPACE_ROTATE_SEED");
+    assert_eq!(
+        failed.into_inner().unwrap(),
+        [0; 0],
+        "each is a DOCSPACE_ROTATE_SEED"
+    );
 }

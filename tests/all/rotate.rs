@@ -3,17 +3,17 @@
 use std::fs;
 
 use crate::mock::{
-    Action, BEARER, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, SIGNATURE, expect, expect_then, gated,
-    good_run, json, line, ready, recorded, regenerate, response, revoke, sign_in,
+    Action, BEARER, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, SIGNATURE, expect, expect_then,
+    gated, good_run, json, line, ready, recorded, regenerate, response, revoke, sign_in,
 };
 use crate::run::{Run, finish, program, rotate, run, start};
 
-pub const REFUSED: &str = "the client's secret is unchanged; check the address, CA, proxy, key and client id";
+pub const REFUSED: &str =
+    "the client's secret is unchanged; check the address, CA, proxy, key and client id";
 pub const UNCHANGED: &str = "the client's secret is unchanged; run again later";
 pub const UNKNOWN: &str = "the client may or may not have a new secret; \
     treat the old secret as revoked and run again in a few minutes";
-pub const NOT_REVOKED: &str =
-    "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
+pub const NOT_REVOKED: &str = "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = "Content-Type: text/plain; charset=utf-8";
@@ -27,9 +27,18 @@ pub fn run_script(script: Vec<Expect>, args: &[&str]) -> Run {
 
 /// Expects a good run up to this request, which gets another reply.
 pub fn until(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
-    let requests = ["GET token", "HEAD client", "PATCH regenerate", "DELETE revoke"];
+    let requests = [
+        "GET token",
+        "HEAD client",
+        "PATCH regenerate",
+        "DELETE revoke",
+    ];
     let before = requests.iter().position(|name| *name == request).unwrap();
-    good_run().into_iter().take(before).chain([expect(request, reply)]).collect()
+    good_run()
+        .into_iter()
+        .take(before)
+        .chain([expect(request, reply)])
+        .collect()
 }
 
 /// Expects a good run in which this request gets another reply.
@@ -41,7 +50,10 @@ fn good_run_with(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
 
 /// Returns the log line of a request that got this reply.
 fn status_line(request: &str, reply: &[u8]) -> String {
-    format!("[{request}] Status: {}", String::from_utf8_lossy(&reply[9..12]))
+    format!(
+        "[{request}] Status: {}",
+        String::from_utf8_lossy(&reply[9..12])
+    )
 }
 
 /// Returns the error line for an answer.
@@ -54,18 +66,37 @@ fn makes_four_requests_on_two_connections_and_below_the_path_of_the_url() {
     for (key, path) in [(KEY, ""), (BEARER, "/docs")] {
         let portal = MockPortal::new(good_run());
         let url = format!("{}{path}/", portal.url());
-        run(rotate(&portal).env("DOCSPACE_API_KEY", key).args(["--url", &url])).is(0, &line(), &LOG);
+        run(rotate(&portal)
+            .env("DOCSPACE_API_KEY", key)
+            .args(["--url", &url]))
+        .is(0, &line(), &LOG);
         let client = format!("clients/{CLIENT}");
         let (patch, delete) = (format!("{client}/regenerate"), format!("{client}/revoke"));
-        let calls = [(1, "security/oauth2/token"), (1, &client), (2, &patch), (2, &delete)];
+        let calls = [
+            (1, "security/oauth2/token"),
+            (1, &client),
+            (2, &patch),
+            (2, &delete),
+        ];
         let requests = portal.requests();
-        let found = requests.iter().map(|request| (request.connection, request.target.clone()));
-        assert_eq!(found.collect::<Vec<_>>(), calls.map(|(n, call)| (n, format!("{path}/api/2.0/{call}"))));
+        let found = requests
+            .iter()
+            .map(|request| (request.connection, request.target.clone()));
+        assert_eq!(
+            found.collect::<Vec<_>>(),
+            calls.map(|(n, call)| (n, format!("{path}/api/2.0/{call}")))
+        );
         for request in &requests {
             for (name, value) in [
                 ("authorization", Some(&*format!("Bearer {key}"))),
-                ("x-signature", (request.name() != "GET token").then_some(SIGNATURE)),
-                ("user-agent", Some(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION")))),
+                (
+                    "x-signature",
+                    (request.name() != "GET token").then_some(SIGNATURE),
+                ),
+                (
+                    "user-agent",
+                    Some(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"))),
+                ),
                 ("accept", Some("application/json")),
                 ("accept-encoding", None),
                 ("host", Some(&portal.at.to_string())),
@@ -95,7 +126,11 @@ fn runs_on_one_thread() {
 #[test]
 fn only_runs_one_step() {
     run_script(ready([regenerate()]), &["--only", "regenerate"]).is(0, &line(), &LOG[..4]);
-    run_script(vec![sign_in(), revoke()], &["--only", "revoke"]).is(0, "", &[LOG[0], LOG[4], LOG[5]]);
+    run_script(vec![sign_in(), revoke()], &["--only", "revoke"]).is(
+        0,
+        "",
+        &[LOG[0], LOG[4], LOG[5]],
+    );
 }
 
 #[test]
@@ -104,8 +139,14 @@ fn json_is_the_object_on_one_line() {
     let spread = object.replace(",\"", " ,\r\n\t\"");
     let other = format!(r#"{{"client_secret":"{SECRET}","response":{{"client_secret":""}}}}"#);
     for (reply, expected) in [
-        (recorded("patch-200"), &format!(r#"{{"client_secret":"{SECRET}"}}"#)),
-        (json(format!("\u{feff}{{\"count\":1,\n\"response\":{spread}}}\n")), &object),
+        (
+            recorded("patch-200"),
+            &format!(r#"{{"client_secret":"{SECRET}"}}"#),
+        ),
+        (
+            json(format!("\u{feff}{{\"count\":1,\n\"response\":{spread}}}\n")),
+            &object,
+        ),
         (json(&other), &other),
     ] {
         let script = good_run_with("PATCH regenerate", reply);
@@ -115,25 +156,36 @@ fn json_is_the_object_on_one_line() {
 
 #[test]
 fn the_longest_key_and_signature_are_sent() {
-    let (key, signature) = (format!("sk-{}", "k".repeat(7997)), format!("a.b.{}", "c".repeat(7996)));
+    let (key, signature) = (
+        format!("sk-{}", "k".repeat(7997)),
+        format!("a.b.{}", "c".repeat(7996)),
+    );
     let reply = json(format!(r#"{{"response":"{signature}"}}"#));
     let portal = MockPortal::new(good_run_with("GET token", reply));
     run(rotate(&portal).env("DOCSPACE_API_KEY", &key)).is(0, &line(), &LOG);
     let last = portal.requests().pop().unwrap();
-    assert_eq!(last.header("authorization"), Some(&*format!("Bearer {key}")));
+    assert_eq!(
+        last.header("authorization"),
+        Some(&*format!("Bearer {key}"))
+    );
     assert_eq!(last.header("x-signature"), Some(&*signature));
 }
 
 #[test]
 fn a_wrong_key_ends_the_run() {
-    let told = response("401 ", JSON, r#"{"error":{"message":"The key was deactivated"},"title":""}"#);
+    let told = response(
+        "401 ",
+        JSON,
+        r#"{"error":{"message":"The key was deactivated"},"title":""}"#,
+    );
     for (key, reply, said) in [
         (KEY, recorded("token-401"), ""),
         (BEARER, recorded("token-401"), ""),
         (KEY, told, " (The key was deactivated)"),
     ] {
         let portal = MockPortal::new(until("GET token", reply));
-        let said = format!("answered [GET token] with status 401{said}: the key is wrong or has expired");
+        let said =
+            format!("answered [GET token] with status 401{said}: the key is wrong or has expired");
         let log = ["[GET token] Status: 401", &error(&said, REFUSED)];
         run(rotate(&portal).env("DOCSPACE_API_KEY", key)).is(3, "", &log);
     }
@@ -142,17 +194,27 @@ fn a_wrong_key_ends_the_run() {
 #[test]
 fn a_refusal_without_a_sign_in_names_both_answers() {
     for (reply, named) in [
-        (recorded("token-403"), "403: the key may lack the global scopes"),
+        (
+            recorded("token-403"),
+            "403: the key may lack the global scopes",
+        ),
         (response("404 Not Found", "", ""), "404"),
     ] {
-        let states = [("PATCH regenerate", 3, REFUSED), ("DELETE revoke", 5, NOT_REVOKED)];
+        let states = [
+            ("PATCH regenerate", 3, REFUSED),
+            ("DELETE revoke", 5, NOT_REVOKED),
+        ];
         for (request, status, state) in states {
             let mut script = until(request, recorded("patch-403-unsigned"));
             script[0] = expect("GET token", reply.clone());
             let refused = run_script(script, &[]);
             let both = format!("403, and [GET token] gave no signature (status {named})");
             let said = format!("answered [{request}] with status {both}");
-            assert_eq!((refused.status, refused.error()), (Some(status), &*error(&said, state)), "{refused}");
+            assert_eq!(
+                (refused.status, refused.error()),
+                (Some(status), &*error(&said, state)),
+                "{refused}"
+            );
         }
     }
 }
@@ -160,13 +222,19 @@ fn a_refusal_without_a_sign_in_names_both_answers() {
 #[test]
 fn any_definite_answer_to_head_but_a_web_page_ends_the_wait() {
     // Others are in `any_definite_answer_to_the_undocumented_calls_is_fine`.
-    for reply in [response("401 Unauthorized", "", ""), recorded("patch-403-denied")] {
+    for reply in [
+        response("401 Unauthorized", "", ""),
+        recorded("patch-403-denied"),
+    ] {
         let status = status_line("HEAD client", &reply);
         let log = [&[LOG[0], &status], &LOG[2..]].concat();
         run_script(good_run_with("HEAD client", reply), &[]).is(0, &line(), &log);
     }
     for header in [PAGE, "content-type: Text/HTML; charset=utf-8"] {
-        let error = error("answered [HEAD client] with status 200: a web page", REFUSED);
+        let error = error(
+            "answered [HEAD client] with status 200: a web page",
+            REFUSED,
+        );
         let script = until("HEAD client", response("200 OK", header, ""));
         run_script(script, &[]).is(3, "", &[LOG[0], LOG[1], &error]);
     }
@@ -175,30 +243,60 @@ fn any_definite_answer_to_head_but_a_web_page_ends_the_wait() {
 /// A PATCH without a definite answer is 7, even if the answer has words.
 #[test]
 fn a_refusal_is_shown_in_the_servers_words() {
-    let incomplete = response("400 ", JSON, "{\"title\":\"hush\"}\n").split_last().unwrap().1.to_vec();
-    let no_client =
-        " (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)";
+    let incomplete = response("400 ", JSON, "{\"title\":\"hush\"}\n")
+        .split_last()
+        .unwrap()
+        .1
+        .to_vec();
+    let no_client = " (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)";
     let key_end = format!(r#"{{"title":"ends in {}"}}"#, KEY[27..].to_uppercase());
     let late_key = format!(r#"{{"title":"{}{KEY}"}}"#, "x ".repeat(98));
     let too_long = format!("{{\"title\":\"hush\"}}{}", " ".repeat(64 * 1024));
     let fields = r#"{"error_description":"D","error":"E","message":"M","reason":"R","client_secret":"hush"}"#;
-    let long = format!(r#"{{"title":"{}","detail":"{}"}}"#, "é ".repeat(60), "é ".repeat(60));
+    let long = format!(
+        r#"{{"title":"{}","detail":"{}"}}"#,
+        "é ".repeat(60),
+        "é ".repeat(60)
+    );
     let shortened = format!(" ({}é: {}…)", "é ".repeat(59), "é ".repeat(39));
     for (reply, said) in [
         (recorded("patch-403-denied"), " (Forbidden: Access denied)"),
         (recorded("patch-403-unsigned"), ""),
         (recorded("patch-404-unknown"), no_client),
-        (recorded("patch-500"), " (Internal Server Error: Something went wrong)"),
+        (
+            recorded("patch-500"),
+            " (Internal Server Error: Something went wrong)",
+        ),
         (recorded("gateway-502"), ""),
         (response("400 ", JSON, fields), " (R: M: E: D)"),
-        (response("503 ", PAGE, "\u{feff}{\"error\":{\"code\":7,\"message\":\"nested\"}}"), " (nested)"),
-        (response("400 ", JSON, r#"{"title":7,"detail":["hush"],"error":{"code":7},"x":"hush"}"#), ""),
+        (
+            response(
+                "503 ",
+                PAGE,
+                "\u{feff}{\"error\":{\"code\":7,\"message\":\"nested\"}}",
+            ),
+            " (nested)",
+        ),
+        (
+            response(
+                "400 ",
+                JSON,
+                r#"{"title":7,"detail":["hush"],"error":{"code":7},"x":"hush"}"#,
+            ),
+            "",
+        ),
         (response("400 ", JSON, r#"{"title":"hush""#), ""),
-        (response("409 ", TEXT, " gone  for good\r\n"), " (gone  for good)"),
+        (
+            response("409 ", TEXT, " gone  for good\r\n"),
+            " (gone  for good)",
+        ),
         (response("500 ", TEXT, "out of order"), " (out of order)"),
         (response("409 ", TEXT, r#"{"client_secret":"hush"}"#), ""),
         (response("409 ", TEXT, r#""hush""#), ""),
-        (response("410 ", JSON, r#"{"title":"\u001b[31mgone\u0007\r\n."}"#), r" (\u{1b}[31mgone\u{7}\r\n.)"),
+        (
+            response("410 ", JSON, r#"{"title":"\u001b[31mgone\u0007\r\n."}"#),
+            r" (\u{1b}[31mgone\u{7}\r\n.)",
+        ),
         (response("410 ", JSON, long), &*shortened),
         (response("403 ", JSON, key_end), " ([hidden])"),
         (response("403 ", JSON, late_key), " ([hidden])"),
@@ -206,9 +304,16 @@ fn a_refusal_is_shown_in_the_servers_words() {
         (incomplete, ""),
     ] {
         let log = status_line("PATCH regenerate", &reply);
-        let (status, state) = if log.contains(": 5") { (7, UNKNOWN) } else { (3, REFUSED) };
+        let (status, state) = if log.contains(": 5") {
+            (7, UNKNOWN)
+        } else {
+            (3, REFUSED)
+        };
         let actions = [Action::Send(reply), Action::Close];
-        let said = format!("answered [PATCH regenerate] with status {}{said}", &log[log.len() - 3..]);
+        let said = format!(
+            "answered [PATCH regenerate] with status {}{said}",
+            &log[log.len() - 3..]
+        );
         let script = ready([expect_then("PATCH regenerate", actions)]);
         run_script(script, &[]).is(status, "", &[LOG[0], LOG[1], &log, &error(&said, state)]);
     }
@@ -221,23 +326,69 @@ fn a_refusal_that_may_contain_a_secret_is_hidden() {
     let no_time = ", and the next attempt in 3600s would exceed the time limit; ";
     let text = |text: &str| response("503 ", &format!("{TEXT}\r\nRetry-After: 3600"), text);
     let redirect = response("307 ", &format!("Location: /{token}"), "");
-    let fields = format!(r#"{{"title":"Bad","detail":"it is {}."}}"#, SECRET.to_lowercase());
+    let fields = format!(
+        r#"{{"title":"Bad","detail":"it is {}."}}"#,
+        SECRET.to_lowercase()
+    );
     let hidden = &format!("503 ([hidden]){no_time}");
     for (request, reply, status, said) in [
         ("GET token", text(&token), 4, hidden),
-        ("GET token", text("restarting"), 4, &format!("503 (restarting){no_time}")),
-        ("PATCH regenerate", text(&format!("secret={token}")), 7, &"503 ([hidden]); ".to_owned()),
-        ("PATCH regenerate", text(&token[1..]), 7, &format!("503 ({}); ", &token[1..])),
-        ("PATCH regenerate", text(&format!("no {client}")), 7, &format!("503 (no {client}); ")),
-        ("PATCH regenerate", redirect, 3, &"307 and redirects to [hidden]: ".to_owned()),
-        ("DELETE revoke", text(&token), 5, &format!("503 ({token}){no_time}")),
+        (
+            "GET token",
+            text("restarting"),
+            4,
+            &format!("503 (restarting){no_time}"),
+        ),
+        (
+            "PATCH regenerate",
+            text(&format!("secret={token}")),
+            7,
+            &"503 ([hidden]); ".to_owned(),
+        ),
+        (
+            "PATCH regenerate",
+            text(&token[1..]),
+            7,
+            &format!("503 ({}); ", &token[1..]),
+        ),
+        (
+            "PATCH regenerate",
+            text(&format!("no {client}")),
+            7,
+            &format!("503 (no {client}); "),
+        ),
+        (
+            "PATCH regenerate",
+            redirect,
+            3,
+            &"307 and redirects to [hidden]: ".to_owned(),
+        ),
+        (
+            "DELETE revoke",
+            text(&token),
+            5,
+            &format!("503 ({token}){no_time}"),
+        ),
         ("DELETE revoke", text(&KEY[5..13]), 5, hidden),
-        ("DELETE revoke", text(&SIGNATURE[30..40].to_uppercase()), 5, hidden),
+        (
+            "DELETE revoke",
+            text(&SIGNATURE[30..40].to_uppercase()),
+            5,
+            hidden,
+        ),
         ("DELETE revoke", text(&SECRET[28..]), 5, hidden),
-        ("DELETE revoke", response("404 ", JSON, fields), 5, &"404 (Bad: [hidden]); ".to_owned()),
+        (
+            "DELETE revoke",
+            response("404 ", JSON, fields),
+            5,
+            &"404 (Bad: [hidden]); ".to_owned(),
+        ),
     ] {
         let portal = MockPortal::new(until(request, reply));
-        let refused = run(program().env("DOCSPACE_API_KEY", KEY).args([&*client, "--url", &portal.url()]));
+        let refused =
+            run(program()
+                .env("DOCSPACE_API_KEY", KEY)
+                .args([&*client, "--url", &portal.url()]));
         assert_eq!(refused.status, Some(status), "{refused}");
         assert!(refused.error().contains(said), "{said}\n{refused}");
     }
@@ -247,15 +398,29 @@ fn a_refusal_that_may_contain_a_secret_is_hidden() {
 fn a_redirect_is_not_followed_and_its_target_is_named() {
     let other = MockPortal::new(vec![]);
     for (location, target) in [
-        (format!("{}/api/2.0/x/?key=hush#hush", other.url()), format!("{}/api/2.0/x/", other.url())),
-        ("https://user:hush@new.invalid/x".to_owned(), "https://new.invalid/x".to_owned()),
+        (
+            format!("{}/api/2.0/x/?key=hush#hush", other.url()),
+            format!("{}/api/2.0/x/", other.url()),
+        ),
+        (
+            "https://user:hush@new.invalid/x".to_owned(),
+            "https://new.invalid/x".to_owned(),
+        ),
         ("/login?hush".to_owned(), "/login".to_owned()),
-        (format!("https://new.invalid/{KEY}/x"), "[hidden]".to_owned()),
+        (
+            format!("https://new.invalid/{KEY}/x"),
+            "[hidden]".to_owned(),
+        ),
     ] {
         let reply = response("307 Moved", &format!("Location: {location}"), "moved");
         let target = format!("{target}: set --url to the portal's own address");
         let said = format!("answered [PATCH regenerate] with status 307 and redirects to {target}");
-        let log = [LOG[0], LOG[1], "[PATCH regenerate] Status: 307", &error(&said, REFUSED)];
+        let log = [
+            LOG[0],
+            LOG[1],
+            "[PATCH regenerate] Status: 307",
+            &error(&said, REFUSED),
+        ];
         run_script(until("PATCH regenerate", reply), &[]).is(3, "", &log);
     }
     assert_eq!(other.connections(), 0);
@@ -267,16 +432,25 @@ fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() 
         (recorded("delete-403-unsigned"), "403"),
         (response("501 ", "", ""), "501"),
         (response("302 ", "", ""), "302"),
-        (response("200 OK", "", "\u{feff} \r\n<html>login</html>"), "200: a web page"),
+        (
+            response("200 OK", "", "\u{feff} \r\n<html>login</html>"),
+            "200: a web page",
+        ),
         (response("202 ", JSON, " \r\n<html>"), "202: a web page"),
-        (response("200 OK", PAGE, "<!DOCTYPE html>"), "200: a web page"),
+        (
+            response("200 OK", PAGE, "<!DOCTYPE html>"),
+            "200: a web page",
+        ),
     ] {
         let status = status_line("DELETE revoke", &reply);
         let said = format!("answered [DELETE revoke] with status {said}");
         let not_revoked = error(&said, NOT_REVOKED);
         let log = [&LOG[..4], &[&status, &not_revoked]].concat();
         run_script(until("DELETE revoke", reply.clone()), &["--verify"]).is(5, &line(), &log);
-        let (script, args) = (vec![sign_in(), expect("DELETE revoke", reply)], ["--only", "revoke"]);
+        let (script, args) = (
+            vec![sign_in(), expect("DELETE revoke", reply)],
+            ["--only", "revoke"],
+        );
         run_script(script, &args).is(3, "", &[LOG[0], &status, &error(&said, REFUSED)]);
     }
 }

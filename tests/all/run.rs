@@ -40,7 +40,10 @@ pub fn command(path: impl AsRef<OsStr>) -> Command {
 /// Returns a command that rotates the secret of the recorded client at this portal.
 pub fn rotate(portal: &MockPortal) -> Command {
     let mut command = program();
-    command.env("DOCSPACE_BASE_URL", portal.url()).env("DOCSPACE_API_KEY", KEY).arg(CLIENT);
+    command
+        .env("DOCSPACE_BASE_URL", portal.url())
+        .env("DOCSPACE_API_KEY", KEY)
+        .arg(CLIENT);
     command
 }
 
@@ -59,7 +62,11 @@ pub fn run(command: &mut Command) -> Run {
 
 /// Starts a command, with its output in pipes.
 pub fn start(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 pub fn send(child: &Child, signal: i32) {
@@ -81,12 +88,22 @@ pub fn finish(command: &Command, child: Child) -> Run {
     let output = child.wait_with_output().unwrap();
     drop(ended);
     let run = Run::of(command, &output);
-    let has_secret = [KEY, BEARER, SIGNATURE, SECRET].iter().any(|secret| run.stderr.contains(secret));
+    let has_secret = [KEY, BEARER, SIGNATURE, SECRET]
+        .iter()
+        .any(|secret| run.stderr.contains(secret));
     assert!(!has_secret, "a secret on stderr\n{run}");
     let has_control = run.stderr.chars().any(|c| c != '\n' && c.is_control());
     assert!(!has_control, "a control character on stderr\n{run}");
-    let errors = run.stderr.lines().filter(|line| line.starts_with("docspace-rotate: ")).count();
-    assert_eq!(errors, usize::from(run.status != Some(0)), "one error line exactly if it failed\n{run}");
+    let errors = run
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("docspace-rotate: "))
+        .count();
+    assert_eq!(
+        errors,
+        usize::from(run.status != Some(0)),
+        "one error line exactly if it failed\n{run}"
+    );
     run
 }
 
@@ -95,7 +112,9 @@ pub fn read_until(child: &mut Child, text: &str) {
     let (mut log, stderr) = (String::new(), child.stderr.as_mut().unwrap());
     while !log.contains(text) {
         let mut byte = [0];
-        stderr.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}: {log}"));
+        stderr
+            .read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{error}: {log}"));
         log.push(byte[0].into());
     }
 }
@@ -124,12 +143,21 @@ impl Run {
     /// Checks the status, stdout, and each line of stderr; an expected line that ends in `…` is a prefix.
     #[track_caller]
     pub fn is(&self, status: i32, stdout: &str, stderr: &[&str]) -> &Run {
-        assert_eq!((self.status, &*self.stdout), (Some(status), stdout), "\n{self}");
+        assert_eq!(
+            (self.status, &*self.stdout),
+            (Some(status), stdout),
+            "\n{self}"
+        );
         let is_same = |(line, expected): (&str, &&str)| {
-            expected.strip_suffix('…').map_or(line == *expected, |prefix| line.starts_with(prefix))
+            expected
+                .strip_suffix('…')
+                .map_or(line == *expected, |prefix| line.starts_with(prefix))
         };
         let (lines, count) = (self.stderr.lines(), self.stderr.lines().count());
-        assert!(count == stderr.len() && lines.zip(stderr).all(is_same), "expected: {stderr:#?}\n{self}");
+        assert!(
+            count == stderr.len() && lines.zip(stderr).all(is_same),
+            "expected: {stderr:#?}\n{self}"
+        );
         self
     }
 
@@ -137,7 +165,10 @@ impl Run {
     #[track_caller]
     pub fn fails_with(&self, status: i32, words: &str) -> &Run {
         assert_eq!((self.status, &*self.stdout), (Some(status), ""), "\n{self}");
-        assert!(self.error().contains(words), "expected in the error: {words}\n{self}");
+        assert!(
+            self.error().contains(words),
+            "expected in the error: {words}\n{self}"
+        );
         self
     }
 
@@ -149,8 +180,16 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Run { command, status, stdout, stderr } = self;
-        write!(f, "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---")
+        let Run {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
+        )
     }
 }
 
@@ -169,13 +208,21 @@ pub fn process_1(parent: &Child) -> i32 {
     let children = format!("/proc/{0}/task/{0}/children", parent.id());
     let inner = fs::read_to_string(children).unwrap().trim().to_owned();
     let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
-    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+    assert!(
+        status
+            .lines()
+            .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")),
+        "{status}"
+    );
     inner.parse().unwrap()
 }
 
 /// Reports a test that can't run here, or fails if DOCSPACE_ROTATE_SKIP_NOTHING is set, as in the workflows.
 pub fn skipped(what: &str, why: &str) {
-    assert!(std::env::var_os("DOCSPACE_ROTATE_SKIP_NOTHING").is_none(), "{what}: {why}");
+    assert!(
+        std::env::var_os("DOCSPACE_ROTATE_SKIP_NOTHING").is_none(),
+        "{what}: {why}"
+    );
     // Unlike `eprintln`, this is not captured by the test runner.
     let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
 }
@@ -193,7 +240,11 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("docspace-rotate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let name = format!(
+            "docspace-rotate-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::SeqCst)
+        );
         let folder = Folder(std::env::temp_dir().join(name));
         fs::create_dir(&folder.0).unwrap();
         folder
@@ -209,14 +260,22 @@ impl Folder {
     }
 
     pub fn fifo(&self) -> PathBuf {
-        assert!(Command::new("mkfifo").arg(self.path("fifo")).status().unwrap().success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(self.path("fifo"))
+                .status()
+                .unwrap()
+                .success()
+        );
         self.path("fifo")
     }
 
     /// Returns the names of the files in the folder, sorted.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }

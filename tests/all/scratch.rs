@@ -26,25 +26,44 @@ pub fn in_namespaces(test: &str) -> bool {
         return true;
     }
     let unshare = |program: &Path, args: &[&str]| {
-        Command::new("unshare").args(UNSHARE).arg(program).args(args).env(INSIDE, "1").output()
+        Command::new("unshare")
+            .args(UNSHARE)
+            .arg(program)
+            .args(args)
+            .env(INSIDE, "1")
+            .output()
     };
     if !unshare(Path::new("ip"), &LOOPBACK_UP[1..]).is_ok_and(|output| output.status.success()) {
-        skipped(test, "no namespaces here (unshare --user --mount --net), or no ip(8)");
+        skipped(
+            test,
+            "no namespaces here (unshare --user --mount --net), or no ip(8)",
+        );
         return false;
     }
-    let output = unshare(&std::env::current_exe().unwrap(), &["--exact", test, "--nocapture"]).unwrap();
+    let output = unshare(
+        &std::env::current_exe().unwrap(),
+        &["--exact", test, "--nocapture"],
+    )
+    .unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    assert!(output.status.success() && text.contains("1 passed"), "in namespaces:\n{text}");
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "in namespaces:\n{text}"
+    );
     false
 }
 
 /// Returns an empty root with the static binary alone, if this is the test in namespaces.
 fn image(test: &str) -> Option<Folder> {
     let Some(binary) = static_binary(env!("CARGO_BIN_EXE_docspace-rotate")) else {
-        let build = "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target";
+        let build =
+            "RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release --locked --target";
         let arch = std::env::consts::ARCH;
-        skipped(test, &format!("no static binary, or an old one: {build} {arch}-unknown-linux-gnu"));
+        skipped(
+            test,
+            &format!("no static binary, or an old one: {build} {arch}-unknown-linux-gnu"),
+        );
         return None;
     };
     in_namespaces(test).then(|| {
@@ -57,15 +76,28 @@ fn image(test: &str) -> Option<Folder> {
 /// Runs a command of the system, as in mount(8).
 pub fn system(words: &str) {
     let words: Vec<&str> = words.split(' ').collect();
-    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
+    assert!(
+        Command::new(words[0])
+            .args(&words[1..])
+            .status()
+            .unwrap()
+            .success(),
+        "{words:?}"
+    );
 }
 
 /// Returns a command for the program in that root, as process 1.
 fn in_image(root: &Folder, url: &str, args: &[&str]) -> Command {
     let mut command = run::command("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "--root"]).arg(root.as_ref());
-    command.args(["/docspace-rotate", "-q", "--timeout", "5", CLIENT]).args(args);
-    command.env("DOCSPACE_BASE_URL", url).env("DOCSPACE_API_KEY", KEY);
+    command
+        .args(["--pid", "--fork", "--kill-child", "--root"])
+        .arg(root.as_ref());
+    command
+        .args(["/docspace-rotate", "-q", "--timeout", "5", CLIENT])
+        .args(args);
+    command
+        .env("DOCSPACE_BASE_URL", url)
+        .env("DOCSPACE_API_KEY", KEY);
     command
 }
 
@@ -80,7 +112,9 @@ fn add_ca(root: &Folder, name: &str, text: &str) -> Certificates {
 
 #[test]
 fn runs_alone_in_an_empty_image() {
-    let Some(root) = image("scratch::runs_alone_in_an_empty_image") else { return };
+    let Some(root) = image("scratch::runs_alone_in_an_empty_image") else {
+        return;
+    };
     let portal = MockPortal::new(good_run());
     run(&mut in_image(&root, &portal.url(), &[])).is(0, &line(), &[]);
     assert_eq!(root.names(), ["docspace-rotate"]);
@@ -94,7 +128,10 @@ fn finds_a_name_in_etc_hosts_and_trusts_only_its_own_roots_or_the_ca_file() {
     let portal = MockPortal::tls(certificates.server("portal.invalid"), good_run());
     let url = format!("https://portal.invalid:{}", portal.at.port());
     let refused = run(&mut in_image(&root, &url, &[]));
-    refused.fails_with(3, "TLS failed: the certificate is from an unknown CA (see --cacert); ");
+    refused.fails_with(
+        3,
+        "TLS failed: the certificate is from an unknown CA (see --cacert); ",
+    );
     run(in_image(&root, &url, &[]).env("SSL_CERT_FILE", "/ca.pem")).is(0, &line(), &[]);
 }
 
@@ -105,7 +142,12 @@ fn answer_names(socket: &UdpSocket) -> Vec<u16> {
     let mut query = [0; 512];
     while let Ok((length @ 1.., from)) = socket.recv_from(&mut query) {
         // The question follows twelve bytes: a name that ends in an empty label, type, class.
-        let end = 12 + query[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+        let end = 12
+            + query[12..length]
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap()
+            + 5;
         let kind = u16::from_be_bytes([query[end - 4], query[end - 3]]);
         types.push(kind);
         let mut reply = query[..end].to_vec();
@@ -132,7 +174,10 @@ fn asks_a_name_server_once_for_two_connections_and_never_for_localhost() {
         let url = format!("https://{name}:{}", portal.at.port());
         run(&mut in_image(&root, &url, &["--cacert", "/ca.pem"])).is(0, &line(), &[]);
         assert_eq!(portal.connections(), 2);
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], "127.0.0.1:53").unwrap();
+        UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .send_to(&[], "127.0.0.1:53")
+            .unwrap();
         assert_eq!(server.join().unwrap(), types, "{name}");
     }
 }
@@ -140,32 +185,51 @@ fn asks_a_name_server_once_for_two_connections_and_never_for_localhost() {
 /// The system's resolver would wait longer.
 #[test]
 fn the_timeout_covers_a_silent_name_server() {
-    let Some(root) = image("scratch::the_timeout_covers_a_silent_name_server") else { return };
+    let Some(root) = image("scratch::the_timeout_covers_a_silent_name_server") else {
+        return;
+    };
     let _silent = UdpSocket::bind("127.0.0.1:53").unwrap();
     let error = "docspace-rotate: timed out during [GET token] at portal.invalid; the client's secret is unchanged; run again later";
-    run(&mut in_image(&root, "https://portal.invalid", &["--timeout", "1"])).is(4, "", &[error]);
+    run(&mut in_image(
+        &root,
+        "https://portal.invalid",
+        &["--timeout", "1"],
+    ))
+    .is(4, "", &[error]);
 }
 
 #[test]
 fn a_command_has_to_be_in_the_image() {
-    let Some(root) = image("scratch::a_command_has_to_be_in_the_image") else { return };
+    let Some(root) = image("scratch::a_command_has_to_be_in_the_image") else {
+        return;
+    };
     for name in ["gh", "/bin/cat"] {
         let error = format!("cannot run the command {name}: not found, or not executable");
-        is_refused(&error, |portal| in_image(&root, &portal.url(), &["--", name]));
+        is_refused(&error, |portal| {
+            in_image(&root, &portal.url(), &["--", name])
+        });
     }
     // The program itself is one, and does not read its stdin.
     let portal = MockPortal::new(ready([regenerate()]));
-    let lost = run(&mut in_image(&root, &portal.url(), &["--", "/docspace-rotate", "-q", "--help"]));
-    let error =
-        "the new secret was not delivered to the command /docspace-rotate: it exited without reading the …";
+    let lost = run(&mut in_image(
+        &root,
+        &portal.url(),
+        &["--", "/docspace-rotate", "-q", "--help"],
+    ));
+    let error = "the new secret was not delivered to the command /docspace-rotate: it exited without reading the …";
     lost.is(6, HELP, &[&format!("docspace-rotate: {error}")]);
 }
 
 #[test]
 fn writes_to_a_mounted_file_in_a_read_only_image() {
-    let Some(image) = image("scratch::writes_to_a_mounted_file_in_a_read_only_image") else { return };
+    let Some(image) = image("scratch::writes_to_a_mounted_file_in_a_read_only_image") else {
+        return;
+    };
     let (outside, root) = (Folder::new(), Folder::new());
-    let output = outside.file("secret", "older and longer than any secret, so that it has to be truncated\n");
+    let output = outside.file(
+        "secret",
+        "older and longer than any secret, so that it has to be truncated\n",
+    );
     let at = root.as_ref().display();
     system(&format!("mount -t tmpfs none {at}"));
     fs::copy(image.path("docspace-rotate"), root.path("docspace-rotate")).unwrap();
@@ -174,23 +238,39 @@ fn writes_to_a_mounted_file_in_a_read_only_image() {
     system(&format!("mount -o remount,bind,ro {at}"));
 
     let portal = MockPortal::new(good_run());
-    run(&mut in_image(&root, &portal.url(), &["--output", "/output"])).is(0, "", &[]);
+    run(&mut in_image(
+        &root,
+        &portal.url(),
+        &["--output", "/output"],
+    ))
+    .is(0, "", &[]);
     assert_eq!(fs::read_to_string(&output).unwrap(), line());
     let error = "cannot write to --output /other: Read-only file system";
-    is_refused(error, |portal| in_image(&root, &portal.url(), &["--output", "/other"]));
+    is_refused(error, |portal| {
+        in_image(&root, &portal.url(), &["--output", "/other"])
+    });
     system(&format!("umount -R {at}"));
 }
 
 #[test]
 fn delivers_and_ends_at_a_signal() {
-    let Some(root) = image("scratch::delivers_and_ends_at_a_signal") else { return };
+    let Some(root) = image("scratch::delivers_and_ends_at_a_signal") else {
+        return;
+    };
     let (answer, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch]));
     let mut command = in_image(&root, &portal.url(), &[]);
     let child = start(&mut command);
     portal.wait_for(3);
     // SAFETY: a plain system call, to the only child of the child.
-    assert_eq!(unsafe { libc::kill(run::process_1(&child), libc::SIGTERM) }, 0);
+    assert_eq!(
+        unsafe { libc::kill(run::process_1(&child), libc::SIGTERM) },
+        0
+    );
     drop(answer);
-    finish(&command, child).is(143, &line(), &["docspace-rotate: ended by SIGTERM after the delivery; …"]);
+    finish(&command, child).is(
+        143,
+        &line(),
+        &["docspace-rotate: ended by SIGTERM after the delivery; …"],
+    );
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use libc::{SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGSTOP, SIGTERM};
 
 use crate::mock::{
-    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, gated, good_run, line, ready,
-    recorded, regenerate, response, revoke, sign_in, wait_until,
+    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, gated, good_run,
+    line, ready, recorded, regenerate, response, revoke, sign_in, wait_until,
 };
 use crate::run::{self, Folder, Run, authority, finish, for_each, read_until, rotate, send, start};
 
@@ -27,8 +27,16 @@ const NOT_VERIFIED: &str =
 
 /// Returns the line of a run that a signal or the timer has ended.
 fn ended(cause: &str, step: &str, state: &str) -> String {
-    let at = if step.starts_with('[') { " at 127.0.0.1" } else { "" };
-    let when = if step == "the delivery" && state != NOT_DELIVERED { "after" } else { "during" };
+    let at = if step.starts_with('[') {
+        " at 127.0.0.1"
+    } else {
+        ""
+    };
+    let when = if step == "the delivery" && state != NOT_DELIVERED {
+        "after"
+    } else {
+        "during"
+    };
     format!("docspace-rotate: {cause} {when} {step}{at}; {state}")
 }
 
@@ -39,14 +47,23 @@ type Last<'a> = (&'static str, &'a [u8], &'a [u8]);
 fn signal_during(before: Vec<Expect>, last: Last, args: &[&str], signals: &[i32]) -> Run {
     let (request, early, late) = last;
     let (sent, gate) = channel();
-    let late = if late.is_empty() { Action::Hang } else { Action::Send(late.to_vec()) };
-    let last = expect_then(request, [Action::Send(early.to_vec()), Action::WaitFor(gate), late]);
+    let late = if late.is_empty() {
+        Action::Hang
+    } else {
+        Action::Send(late.to_vec())
+    };
+    let last = expect_then(
+        request,
+        [Action::Send(early.to_vec()), Action::WaitFor(gate), late],
+    );
     let requests = before.len() + 1;
     let portal = MockPortal::new(before.into_iter().chain([last]).collect());
     let mut command = rotate(&portal);
     let child = start(command.env("PATH", "/usr/bin:/bin").arg("-q").args(args));
     portal.wait_for(requests);
-    signals.iter().for_each(|signal| send_and_wait(&child, *signal));
+    signals
+        .iter()
+        .for_each(|signal| send_and_wait(&child, *signal));
     drop(sent);
     finish(&command, child)
 }
@@ -60,7 +77,10 @@ fn send_and_wait(child: &Child, signal: i32) {
 /// Waits until the kernel's description of a process contains this text.
 fn wait_for_status(child: &Child, text: &str) {
     let status = format!("/proc/{}/status", child.id());
-    assert!(wait_until(|| fs::read_to_string(&status).unwrap().contains(text)), "{text}");
+    assert!(
+        wait_until(|| fs::read_to_string(&status).unwrap().contains(text)),
+        "{text}"
+    );
 }
 
 #[test]
@@ -68,27 +88,64 @@ fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
     for (before, request, args, state, stdout) in [
         (vec![], "GET token", &[][..], UNCHANGED, ""),
         (vec![sign_in()], "HEAD client", &[], UNCHANGED, ""),
-        (ready([regenerate()]), "DELETE revoke", &[], DELIVERED, &line()),
-        (vec![sign_in()], "DELETE revoke", &["--only", "revoke"], UNCHANGED, ""),
-        (good_run(), "POST introspect", &["--verify"], NOT_VERIFIED, &line()),
+        (
+            ready([regenerate()]),
+            "DELETE revoke",
+            &[],
+            DELIVERED,
+            &line(),
+        ),
+        (
+            vec![sign_in()],
+            "DELETE revoke",
+            &["--only", "revoke"],
+            UNCHANGED,
+            "",
+        ),
+        (
+            good_run(),
+            "POST introspect",
+            &["--verify"],
+            NOT_VERIFIED,
+            &line(),
+        ),
     ] {
         let run = signal_during(before, (request, b"", b""), args, &[SIGTERM]);
-        run.is(143, stdout, &[&ended("ended by SIGTERM", &format!("[{request}]"), state)]);
+        run.is(
+            143,
+            stdout,
+            &[&ended("ended by SIGTERM", &format!("[{request}]"), state)],
+        );
     }
 }
 
 #[test]
 fn a_signal_before_anything_is_sent_names_the_file() {
     for (variable, file, what) in [
-        ("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", "the file in DOCSPACE_API_KEY_FILE"),
-        ("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE", "the file in DOCSPACE_CLIENT_ID_FILE"),
+        (
+            "DOCSPACE_API_KEY",
+            "DOCSPACE_API_KEY_FILE",
+            "the file in DOCSPACE_API_KEY_FILE",
+        ),
+        (
+            "DOCSPACE_CLIENT_ID",
+            "DOCSPACE_CLIENT_ID_FILE",
+            "the file in DOCSPACE_CLIENT_ID_FILE",
+        ),
         ("", "SSL_CERT_FILE", "the CA file"),
     ] {
         let folder = Folder::new();
         let fifo = folder.fifo();
         let mut command = run::program();
-        command.env("DOCSPACE_API_KEY", KEY).env("DOCSPACE_CLIENT_ID", CLIENT).env_remove(variable);
-        let child = start(command.env("DOCSPACE_BASE_URL", "http://[::1]:1").env(file, &fifo));
+        command
+            .env("DOCSPACE_API_KEY", KEY)
+            .env("DOCSPACE_CLIENT_ID", CLIENT)
+            .env_remove(variable);
+        let child = start(
+            command
+                .env("DOCSPACE_BASE_URL", "http://[::1]:1")
+                .env(file, &fifo),
+        );
         // Opening it for writing waits until the program has opened it.
         let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
         send(&child, SIGTERM);
@@ -102,8 +159,18 @@ fn a_signal_ends_a_wait_for_another_attempt() {
     let busy = |request| expect(request, response("429 ", "Retry-After: 60", ""));
     for (script, step, state, stdout) in [
         (vec![busy("GET token")], "[GET token]", UNCHANGED, ""),
-        (ready([busy("PATCH regenerate")]), "[PATCH regenerate]", UNCHANGED, ""),
-        (ready([regenerate(), busy("DELETE revoke")]), "[DELETE revoke]", DELIVERED, &line()),
+        (
+            ready([busy("PATCH regenerate")]),
+            "[PATCH regenerate]",
+            UNCHANGED,
+            "",
+        ),
+        (
+            ready([regenerate(), busy("DELETE revoke")]),
+            "[DELETE revoke]",
+            DELIVERED,
+            &line(),
+        ),
     ] {
         let portal = MockPortal::new(script);
         let mut command = rotate(&portal);
@@ -125,7 +192,11 @@ fn a_signal_during_the_handshake_for_the_patch_is_not_deferred() {
     let child = start(command.arg("-q").arg("--cacert").arg(ca));
     assert!(wait_until(|| portal.connections() == 2));
     send(&child, SIGTERM);
-    finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)]);
+    finish(&command, child).is(
+        143,
+        "",
+        &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)],
+    );
 }
 
 #[test]
@@ -145,7 +216,11 @@ fn the_first_signal_during_the_patch_is_deferred_until_the_secret_is_delivered()
             signal_during(ready([]), patch, &args, signals).is(0, &line(), &[]);
             args.push("--verify");
             let run = signal_during(ready([]), patch, &args, signals);
-            run.is(status, &line(), &[&ended(cause, "the delivery", NOT_VERIFIED)]);
+            run.is(
+                status,
+                &line(),
+                &[&ended(cause, "the delivery", NOT_VERIFIED)],
+            );
         }
     }
 }
@@ -158,19 +233,32 @@ fn a_signal_during_the_delivery_is_deferred_until_its_end() {
         (&[], &[SIGINT, SIGTERM], 130, "ended by SIGINT", DELIVERED),
         (&[], &[SIGTERM], 143, "ended by SIGTERM", DELIVERED),
         (&["--only", "regenerate"], &[SIGTERM], 0, "", ""),
-        (&[], &[SIGINT, SIGALRM], 130, "ended by SIGINT", NOT_DELIVERED),
+        (
+            &[],
+            &[SIGINT, SIGALRM],
+            130,
+            "ended by SIGINT",
+            NOT_DELIVERED,
+        ),
         (&[], &[SIGALRM], 6, "timed out", NOT_DELIVERED),
     ] {
         let (reader, writer) = run::full_pipe();
         let portal = MockPortal::new(ready([regenerate()]));
         let mut command = rotate(&portal);
-        let mut child = command.args(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .args(args)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // The command would keep the pipe open.
         command.stdout(Stdio::null());
         read_until(&mut child, "Client secret has been regenerated.\n");
         // It sleeps in its write to the full pipe.
         wait_for_status(&child, "State:\tS");
-        signals.iter().for_each(|signal| send_and_wait(&child, *signal));
+        signals
+            .iter()
+            .for_each(|signal| send_and_wait(&child, *signal));
         let text = std::io::read_to_string(reader).unwrap();
         assert_eq!(text.ends_with(&line()), !signals.contains(&SIGALRM));
         let error = ended(cause, "the delivery", state);
@@ -184,14 +272,44 @@ fn a_signal_during_a_patch_that_fails() {
     let truncated = response("200 ", "", r#"{"client_secret":"#);
     for (late, args, status, what) in [
         // The client's secret is unchanged: the run ends before the wait.
-        (busy, &[][..], 143, &*ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)),
+        (
+            busy,
+            &[][..],
+            143,
+            &*ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED),
+        ),
         // The run ends by itself, and keeps its status.
-        (recorded("patch-404-unknown"), &[], 3, "answered [PATCH regenerate] with status 404"),
-        (recorded("patch-500"), &[], 7, "answered [PATCH regenerate] with status 500"),
-        (truncated, &[], 7, "answered [PATCH regenerate] with status 200"),
-        (recorded("patch-200"), &["--", "sh", "-c", "exit 9"], 6, "it exited with status 9"),
+        (
+            recorded("patch-404-unknown"),
+            &[],
+            3,
+            "answered [PATCH regenerate] with status 404",
+        ),
+        (
+            recorded("patch-500"),
+            &[],
+            7,
+            "answered [PATCH regenerate] with status 500",
+        ),
+        (
+            truncated,
+            &[],
+            7,
+            "answered [PATCH regenerate] with status 200",
+        ),
+        (
+            recorded("patch-200"),
+            &["--", "sh", "-c", "exit 9"],
+            6,
+            "it exited with status 9",
+        ),
     ] {
-        let run = signal_during(ready([]), ("PATCH regenerate", b"", &late), args, &[SIGTERM]);
+        let run = signal_during(
+            ready([]),
+            ("PATCH regenerate", b"", &late),
+            args,
+            &[SIGTERM],
+        );
         run.fails_with(status, what);
     }
 }
@@ -210,26 +328,37 @@ fn of_two_pending_signals_the_first_that_is_handled_counts() {
         send(&child, signal);
     }
     drop(gate);
-    finish(&command, child).is(130, &line(), &[&ended("ended by SIGINT", "the delivery", DELIVERED)]);
+    finish(&command, child).is(
+        130,
+        &line(),
+        &[&ended("ended by SIGINT", "the delivery", DELIVERED)],
+    );
 }
 
 /// Docker kills after 10 s. Neither the time limit nor more signals make a difference.
 #[test]
 fn a_patch_gets_five_seconds_after_a_signal() {
-    for_each(vec![("1", 1), ("60", 1), ("60", 5)], |(timeout, signals)| {
-        let portal = MockPortal::new(ready([expect_then("PATCH regenerate", [Action::Hang])]));
-        let mut command = rotate(&portal);
-        let child = start(command.args(["-q", "--timeout", timeout]));
-        portal.wait_for(3);
-        let since = Instant::now();
-        for second in 0..signals {
-            sleep(Duration::from_secs(second).saturating_sub(since.elapsed()));
-            send(&child, SIGTERM);
-        }
-        finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNKNOWN)]);
-        let took = since.elapsed().as_secs_f64();
-        assert!((4.9..5.5).contains(&took), "{took} s");
-    });
+    for_each(
+        vec![("1", 1), ("60", 1), ("60", 5)],
+        |(timeout, signals)| {
+            let portal = MockPortal::new(ready([expect_then("PATCH regenerate", [Action::Hang])]));
+            let mut command = rotate(&portal);
+            let child = start(command.args(["-q", "--timeout", timeout]));
+            portal.wait_for(3);
+            let since = Instant::now();
+            for second in 0..signals {
+                sleep(Duration::from_secs(second).saturating_sub(since.elapsed()));
+                send(&child, SIGTERM);
+            }
+            finish(&command, child).is(
+                143,
+                "",
+                &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNKNOWN)],
+            );
+            let took = since.elapsed().as_secs_f64();
+            assert!((4.9..5.5).contains(&took), "{took} s");
+        },
+    );
 }
 
 #[test]
@@ -239,14 +368,20 @@ fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() 
     let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch]));
     let mut command = rotate(&portal);
-    command.env("PATH", "/usr/bin:/bin").args(["-q", "--timeout", "2"]);
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .args(["-q", "--timeout", "2"]);
     command.args(["--", "sh", "-c", "sleep 3; cat > $0"]);
     let child = start(command.arg(&file));
     portal.wait_for(3);
     send(&child, SIGTERM);
     sleep(Duration::from_secs(4));
     drop(reply);
-    finish(&command, child).is(143, "", &[&ended("ended by SIGTERM", "the delivery", DELIVERED)]);
+    finish(&command, child).is(
+        143,
+        "",
+        &[&ended("ended by SIGTERM", "the delivery", DELIVERED)],
+    );
     assert_eq!(fs::read_to_string(&file).unwrap(), SECRET);
 }
 
@@ -309,7 +444,11 @@ fn a_full_stderr_delays_no_signal() {
     for (signal, status) in [(SIGTERM, 143), (SIGALRM, 4)] {
         let (_reader, writer) = run::full_pipe();
         let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
-        let mut child = rotate(&portal).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        let mut child = rotate(&portal)
+            .stdout(Stdio::null())
+            .stderr(writer)
+            .spawn()
+            .unwrap();
         portal.wait_for(2);
         send(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
@@ -319,20 +458,46 @@ fn a_full_stderr_delays_no_signal() {
 /// In a namespace of its own the program is process 1, which gets no signal that it has no handler for.
 #[test]
 fn process_1_gets_signals() {
-    let namespace = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
-    if !Command::new("unshare").args(namespace).arg("true").output().is_ok_and(|o| o.status.success()) {
-        return run::skipped("process_1_gets_signals", "no namespaces here (unshare --user --pid)");
+    let namespace = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ];
+    if !Command::new("unshare")
+        .args(namespace)
+        .arg("true")
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        return run::skipped(
+            "process_1_gets_signals",
+            "no namespaces here (unshare --user --pid)",
+        );
     }
     let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch]));
     let plain = rotate(&portal);
     let mut command = run::command("unshare");
-    command.args(namespace).arg(plain.get_program()).args(plain.get_args()).arg("-q");
-    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+        .args(namespace)
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .arg("-q");
+    command.envs(
+        plain
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     let child = start(&mut command);
     portal.wait_for(3);
     // SAFETY: a plain system call, to the one child of the child.
     assert_eq!(unsafe { libc::kill(run::process_1(&child), SIGTERM) }, 0);
     drop(reply);
-    finish(&command, child).is(143, &line(), &[&ended("ended by SIGTERM", "the delivery", DELIVERED)]);
+    finish(&command, child).is(
+        143,
+        &line(),
+        &[&ended("ended by SIGTERM", "the delivery", DELIVERED)],
+    );
 }

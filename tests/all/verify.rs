@@ -5,41 +5,71 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::mock::{
-    Action, CLIENT, Expect, LOG, MockPortal, SECRET, expect, expect_then, good_run, introspect, json, line,
-    ready, recorded, regenerate, response,
+    Action, CLIENT, Expect, LOG, MockPortal, SECRET, expect, expect_then, good_run, introspect,
+    json, line, ready, recorded, regenerate, response,
 };
 use crate::rotate::run_script;
 use crate::run::{finish, full_pipe, rotate, run};
 
 /// Expects a good run, and reacts to the introspection like this.
 fn asked(action: Action) -> Vec<Expect> {
-    good_run().into_iter().chain([expect_then("POST introspect", [action])]).collect()
+    good_run()
+        .into_iter()
+        .chain([expect_then("POST introspect", [action])])
+        .collect()
 }
 
 #[test]
 fn a_live_secret_is_0() {
     let portal = MockPortal::new(asked(Action::Send(recorded("introspect-200"))));
-    let log = [&LOG[..], &["[POST introspect] Status: 200", "The new secret is live."]].concat();
+    let log = [
+        &LOG[..],
+        &["[POST introspect] Status: 200", "The new secret is live."],
+    ]
+    .concat();
     run(rotate(&portal).arg("--verify")).is(0, &line(), &log);
     let request = portal.requests().pop().unwrap();
-    assert_eq!((request.connection, &*request.target), (2, "/oauth2/introspect"));
-    assert_eq!(request.body, format!("client_id={CLIENT}&client_secret={SECRET}&token=docspace-rotate"));
-    assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
-    assert_eq!((request.header("authorization"), request.header("x-signature")), (None, None));
+    assert_eq!(
+        (request.connection, &*request.target),
+        (2, "/oauth2/introspect")
+    );
+    assert_eq!(
+        request.body,
+        format!("client_id={CLIENT}&client_secret={SECRET}&token=docspace-rotate")
+    );
+    assert_eq!(
+        request.header("content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    assert_eq!(
+        (
+            request.header("authorization"),
+            request.header("x-signature")
+        ),
+        (None, None)
+    );
 }
 
 #[test]
 fn is_retried_and_works_below_a_path_and_without_the_revoke() {
     let patch = expect("PATCH regenerate", json(r#"{"client_secret":"a+b&c=d"}"#));
     let busy = response("429 ", "X-RateLimit-Reset: 20000000", "");
-    let faults = [expect_then("POST introspect", [Action::Close]), expect("POST introspect", busy)];
-    let portal = MockPortal::new(ready([patch].into_iter().chain(faults).chain([introspect()])));
+    let faults = [
+        expect_then("POST introspect", [Action::Close]),
+        expect("POST introspect", busy),
+    ];
+    let portal = MockPortal::new(ready(
+        [patch].into_iter().chain(faults).chain([introspect()]),
+    ));
     let url = format!("{}/docs", portal.url());
     let args = ["-q", "--verify", "--only", "regenerate", "--url", &url];
     run(rotate(&portal).args(args)).is(0, "a+b&c=d\n", &[]);
     let request = portal.requests().pop().unwrap();
     assert_eq!(request.target, "/docs/oauth2/introspect");
-    assert!(request.body.contains("&client_secret=a%2Bb%26c%3Dd&"), "{request:?}");
+    assert!(
+        request.body.contains("&client_secret=a%2Bb%26c%3Dd&"),
+        "{request:?}"
+    );
 }
 
 #[test]
@@ -47,33 +77,57 @@ fn a_dead_secret_is_8_and_says_to_run_again() {
     let error = "docspace-rotate: 127.0.0.1 rejects the new secret: another run or a late PATCH has replaced it; \
         the new secret was delivered, but not verified; run again, one run at a time";
     let log = [&LOG[..], &["[POST introspect] Status: 401", error]].concat();
-    run_script(asked(Action::Send(recorded("introspect-401"))), &["--verify"]).is(8, &line(), &log);
+    run_script(
+        asked(Action::Send(recorded("introspect-401"))),
+        &["--verify"],
+    )
+    .is(8, &line(), &log);
 }
 
 #[test]
 fn a_portal_that_cannot_be_asked_is_8_and_says_to_check() {
-    let page = |status: &str| Action::Send(response(status, "Content-Type: text/html", "<html>x</html>"));
+    let page = |status: &str| {
+        Action::Send(response(
+            status,
+            "Content-Type: text/html",
+            "<html>x</html>",
+        ))
+    };
     let text = |text: &str| Action::Send(response("400 ", "Content-Type: text/plain", text));
     let no_reply = "200: not a reply to an introspection; ";
     let busy = |status, body| Action::Send(response(status, "Retry-After: 3600", body));
     let no_time = ", and the next attempt in 3600s would exceed the time limit; ";
     let moved = response("302 ", "Location: /login", "");
     for (action, said) in [
-        (page("404 Not Found"), "answered [POST introspect] with status 404"),
+        (
+            page("404 Not Found"),
+            "answered [POST introspect] with status 404",
+        ),
         (page("200 OK"), no_reply),
         (page("401 Unauthorized"), &no_reply.replace("200", "401")),
         (Action::Send(json("{}")), no_reply),
-        (busy("200 OK", "{\"active\""), &format!("not a reply to an introspection{no_time}")),
+        (
+            busy("200 OK", "{\"active\""),
+            &format!("not a reply to an introspection{no_time}"),
+        ),
         (busy("503 ", ""), &format!("with status 503{no_time}")),
-        (Action::Send(moved), "answered [POST introspect] with status 302 and redirects to /login"),
-        (text("closed for today"), "with status 400 (closed for today)"),
-        (text(&format!("{SECRET} is bad")), "with status 400 ([hidden])"),
+        (
+            Action::Send(moved),
+            "answered [POST introspect] with status 302 and redirects to /login",
+        ),
+        (
+            text("closed for today"),
+            "with status 400 (closed for today)",
+        ),
+        (
+            text(&format!("{SECRET} is bad")),
+            "with status 400 ([hidden])",
+        ),
     ] {
         let done = run_script(asked(action), &["--verify"]);
         assert_eq!((done.status, &done.stdout), (Some(8), &line()), "{done}");
         assert!(done.error().contains(said), "{said}\n{done}");
-        let state =
-            "; the new secret was delivered, but not verified; check that the client can sign in with it";
+        let state = "; the new secret was delivered, but not verified; check that the client can sign in with it";
         assert!(done.error().ends_with(state), "{done}");
     }
 }
@@ -81,9 +135,18 @@ fn a_portal_that_cannot_be_asked_is_8_and_says_to_check() {
 /// Each reply comes after the time limit.
 #[test]
 fn has_time_after_a_slow_revoke() {
-    let late = |reply| [Action::Sleep(Duration::from_millis(1600)), Action::Send(recorded(reply))];
+    let late = |reply| {
+        [
+            Action::Sleep(Duration::from_millis(1600)),
+            Action::Send(recorded(reply)),
+        ]
+    };
     let delete = expect_then("DELETE revoke", late("delete-200"));
-    let script = ready([regenerate(), delete, expect_then("POST introspect", late("introspect-200"))]);
+    let script = ready([
+        regenerate(),
+        delete,
+        expect_then("POST introspect", late("introspect-200")),
+    ]);
     run_script(script, &["--quiet", "--verify", "--timeout", "1.5"]).is(0, &line(), &[]);
 }
 
@@ -99,18 +162,32 @@ fn of_two_runs_at_once_the_first_is_told() {
             json(format!(r#"{{"client_secret":"secret-{patches}"}}"#))
         }
         "DELETE revoke" => recorded("delete-200"),
-        _ if request.body.contains(&format!("client_secret=secret-{patches}&")) => recorded("introspect-200"),
+        _ if request
+            .body
+            .contains(&format!("client_secret=secret-{patches}&")) =>
+        {
+            recorded("introspect-200")
+        }
         _ => recorded("introspect-401"),
     });
     // The first run cannot deliver its secret before the second is done.
     let (mut reader, writer) = full_pipe();
     let mut first = rotate(&portal);
-    let child = first.args(["-q", "--verify"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let child = first
+        .args(["-q", "--verify"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     portal.wait_for(3);
     run(rotate(&portal).args(["-q", "--verify"])).is(0, "secret-2\n", &[]);
     drop(first);
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("xsecret-1\n"));
-    finish(&rotate(&portal), child).is(8, "", &["docspace-rotate: 127.0.0.1 rejects the new secret: …"]);
+    finish(&rotate(&portal), child).is(
+        8,
+        "",
+        &["docspace-rotate: 127.0.0.1 rejects the new secret: …"],
+    );
 }

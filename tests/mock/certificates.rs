@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ED25519};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ED25519,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{WantsServerCert, WebPkiClientVerifier};
 use rustls::{ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion};
@@ -24,12 +26,18 @@ impl Certificates {
         let name = format!("Mock CA {}", COUNT.fetch_add(1, Ordering::SeqCst));
         params.distinguished_name.push(DnType::CommonName, name);
         let ca = CertifiedIssuer::self_signed(params, new_key()).unwrap();
-        Certificates { ca_pem: ca.pem(), ca }
+        Certificates {
+            ca_pem: ca.pem(),
+            ca,
+        }
     }
 
     /// Configures a server with a valid certificate for this host.
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
-        self.issue(ServerConfig::builder().with_no_client_auth(), params_for(name))
+        self.issue(
+            ServerConfig::builder().with_no_client_auth(),
+            params_for(name),
+        )
     }
 
     /// Configures a server whose certificate expired in 2020.
@@ -50,18 +58,29 @@ impl Certificates {
         roots.add(self.ca.der().clone()).unwrap();
         let verifier = WebPkiClientVerifier::builder(roots.into()).build().unwrap();
         let builder = ServerConfig::builder_with_protocol_versions(&[version]);
-        self.issue(builder.with_client_cert_verifier(verifier), params_for(name))
+        self.issue(
+            builder.with_client_cert_verifier(verifier),
+            params_for(name),
+        )
     }
 
     /// Configures a server that presents the CA's own certificate as the server's.
     pub fn ca_as_server(&self) -> Arc<ServerConfig> {
-        configure(ServerConfig::builder().with_no_client_auth(), self.ca.der().clone(), self.ca.key())
+        configure(
+            ServerConfig::builder().with_no_client_auth(),
+            self.ca.der().clone(),
+            self.ca.key(),
+        )
     }
 
     /// Issues a certificate and configures a server with it.
     fn issue(&self, builder: Builder, params: CertificateParams) -> Arc<ServerConfig> {
         let key = new_key();
-        configure(builder, params.signed_by(&key, &self.ca).unwrap().into(), &key)
+        configure(
+            builder,
+            params.signed_by(&key, &self.ca).unwrap().into(),
+            &key,
+        )
     }
 }
 
@@ -77,7 +96,11 @@ fn params_for(name: &str) -> CertificateParams {
     CertificateParams::new([name.to_owned()]).unwrap()
 }
 
-fn configure(builder: Builder, certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<ServerConfig> {
+fn configure(
+    builder: Builder,
+    certificate: CertificateDer<'static>,
+    key: &KeyPair,
+) -> Arc<ServerConfig> {
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Arc::new(builder.with_single_cert(vec![certificate], key).unwrap())
 }

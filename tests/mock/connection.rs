@@ -31,7 +31,9 @@ pub struct State {
 impl State {
     /// Returns the actions of the script if it expects this event next.
     fn next(&mut self, event: &str) -> Option<Vec<Action>> {
-        self.script.front().filter(|(expected, _)| *expected == event)?;
+        self.script
+            .front()
+            .filter(|(expected, _)| *expected == event)?;
         self.script.pop_front().map(|(_, actions)| actions)
     }
 
@@ -40,7 +42,8 @@ impl State {
         let actions = match &mut self.answer {
             Some(answer) => vec![reply_to(&name, answer(&request))],
             None => self.next(&name).unwrap_or_else(|| {
-                self.unexpected.get_or_insert(format!("{name} was not expected"));
+                self.unexpected
+                    .get_or_insert(format!("{name} was not expected"));
                 self.script.clear();
                 vec![Action::Send(response("499 Unexpected", "", ""))]
             }),
@@ -94,7 +97,14 @@ struct Connection<'a> {
 /// Serves a connection to its end, which is always an error.
 pub fn serve(tcp: TcpStream, number: usize, tls: Tls, state: &Mutex<State>) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    let mut connection = Connection { wire: Wire { tcp, limit: usize::MAX, state }, tls: None };
+    let mut connection = Connection {
+        wire: Wire {
+            tcp,
+            limit: usize::MAX,
+            state,
+        },
+        tls: None,
+    };
     let on = |event| state.lock().unwrap().next(event).unwrap_or_default();
     connection.perform(on("a connection"))?;
     if let Some(config) = tls {
@@ -104,7 +114,11 @@ pub fn serve(tcp: TcpStream, number: usize, tls: Tls, state: &Mutex<State>) -> i
             connection.wire.tcp.shutdown(Shutdown::Write)?;
             return io::copy(&mut connection.wire, &mut io::sink()).and(Err(error));
         }
-        state.lock().unwrap().handshakes.extend(tls.handshake_kind());
+        state
+            .lock()
+            .unwrap()
+            .handshakes
+            .extend(tls.handshake_kind());
         connection.tls = Some(tls);
         connection.perform(on("a TLS handshake"))?;
     }
@@ -148,9 +162,19 @@ fn read_request(stream: &mut dyn Stream, connection: usize) -> io::Result<Reques
     let mut words = first.split(' ').map(str::to_owned);
     let (method, target) = (words.next().unwrap(), words.next().unwrap());
     let fields = fields.lines().filter_map(|line| line.split_once(": "));
-    let headers = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
-    let mut request = Request { connection, method, target, headers, body: String::new() };
-    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let headers = fields
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let mut request = Request {
+        connection,
+        method,
+        target,
+        headers,
+        body: String::new(),
+    };
+    let length = request
+        .header("content-length")
+        .map_or(0, |length| length.parse().unwrap());
     request.body = String::from_utf8(read(stream, length)?).unwrap();
     Ok(request)
 }
@@ -172,10 +196,24 @@ pub fn read_until(stream: &mut dyn Stream, end: &str) -> io::Result<String> {
 
 /// Has the kernel send a RST when the socket is closed.
 fn reset(tcp: &TcpStream) -> io::Error {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let (option, size) = ((&raw const linger).cast(), size_of_val(&linger) as libc::socklen_t);
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let (option, size) = (
+        (&raw const linger).cast(),
+        size_of_val(&linger) as libc::socklen_t,
+    );
     // SAFETY: the socket is open, and the option is read within the call.
-    let set = unsafe { libc::setsockopt(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, option, size) };
+    let set = unsafe {
+        libc::setsockopt(
+            tcp.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            option,
+            size,
+        )
+    };
     assert_eq!(set, 0);
     ErrorKind::ConnectionReset.into()
 }

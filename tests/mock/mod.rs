@@ -56,7 +56,11 @@ pub struct Request {
 impl Request {
     /// Returns the value of a header field, which may occur only once.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers.iter().filter(|(field, _)| field == name).map(|(_, value)| &**value);
+        let mut values = self
+            .headers
+            .iter()
+            .filter(|(field, _)| field == name)
+            .map(|(_, value)| &**value);
         let value = values.next();
         assert!(values.next().is_none(), "{name} occurs twice: {self:?}");
         value
@@ -65,7 +69,11 @@ impl Request {
     /// Returns the method and the last part of the path, as in the program's log.
     pub fn name(&self) -> String {
         let last = self.target.rsplit('/').next().unwrap_or_default();
-        let last = if self.target.ends_with(&format!("/clients/{last}")) { "client" } else { last };
+        let last = if self.target.ends_with(&format!("/clients/{last}")) {
+            "client"
+        } else {
+            last
+        };
         format!("{} {last}", self.method)
     }
 }
@@ -97,12 +105,27 @@ impl MockPortal {
             Expect::Handshake(actions) => ("a TLS handshake", actions),
             Expect::Request(name, actions) => (name, actions),
         });
-        MockPortal::listen(tls, State { script: script.collect(), ..State::default() })
+        MockPortal::listen(
+            tls,
+            State {
+                script: script.collect(),
+                ..State::default()
+            },
+        )
     }
 
     /// Starts a mock that computes its replies to any number of requests.
-    pub fn answering(tls: Tls, answer: impl FnMut(&Request) -> Vec<u8> + Send + 'static) -> MockPortal {
-        MockPortal::listen(tls, State { answer: Some(Box::new(answer)), ..State::default() })
+    pub fn answering(
+        tls: Tls,
+        answer: impl FnMut(&Request) -> Vec<u8> + Send + 'static,
+    ) -> MockPortal {
+        MockPortal::listen(
+            tls,
+            State {
+                answer: Some(Box::new(answer)),
+                ..State::default()
+            },
+        )
     }
 
     /// Listens on a free port, with a thread for each connection.
@@ -125,7 +148,12 @@ impl MockPortal {
                 }
             });
         };
-        MockPortal { at, scheme, state, thread: Some(thread::spawn(serve_all)) }
+        MockPortal {
+            at,
+            scheme,
+            state,
+            thread: Some(thread::spawn(serve_all)),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -158,7 +186,11 @@ impl MockPortal {
 
     pub fn wait_for(&self, requests: usize) {
         let arrived = wait_until(|| self.requests().len() >= requests);
-        assert!(arrived, "of {requests} requests only these arrived: {:#?}", self.requests());
+        assert!(
+            arrived,
+            "of {requests} requests only these arrived: {:#?}",
+            self.requests()
+        );
     }
 
     /// Accepts that the rest of the script is not followed.
@@ -169,7 +201,10 @@ impl MockPortal {
     /// Describes the first unexpected request, or what the script still expects.
     pub fn problem(&self) -> Option<String> {
         let state = self.state.lock().unwrap();
-        let missing = state.script.front().map(|(event, _)| format!("{event} never came"));
+        let missing = state
+            .script
+            .front()
+            .map(|(event, _)| format!("{event} never came"));
         state.unexpected.clone().or(missing)
     }
 }
@@ -181,7 +216,11 @@ impl Drop for MockPortal {
         }
         self.state.lock().unwrap().stop = true;
         let _ = TcpStream::connect(self.at);
-        self.thread.take().unwrap().join().expect("the mock does not panic");
+        self.thread
+            .take()
+            .unwrap()
+            .join()
+            .expect("the mock does not panic");
         if !self.state.lock().unwrap().unfinished_is_fine {
             assert_eq!(self.problem(), None, "requests: {:#?}", self.requests());
         }

@@ -48,10 +48,19 @@ impl MockProxy {
     }
 }
 
-fn serve(tcp: TcpStream, portal: SocketAddr, tls: Tls, behavior: &Behavior, seen: &Seen) -> io::Result<()> {
+fn serve(
+    tcp: TcpStream,
+    portal: SocketAddr,
+    tls: Tls,
+    behavior: &Behavior,
+    seen: &Seen,
+) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let mut client: Box<dyn Stream> = match tls {
-        Some(tls) => Box::new(StreamOwned::new(ServerConnection::new(tls).unwrap(), tcp.try_clone()?)),
+        Some(tls) => Box::new(StreamOwned::new(
+            ServerConnection::new(tls).unwrap(),
+            tcp.try_clone()?,
+        )),
         None => Box::new(tcp.try_clone()?),
     };
     let client = &mut *client;

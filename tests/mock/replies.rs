@@ -30,14 +30,20 @@ pub fn line() -> String {
 }
 
 pub fn recorded(name: &str) -> Vec<u8> {
-    let path = format!("{}/tests/mock/replies/{name}.http", env!("CARGO_MANIFEST_DIR"));
+    let path = format!(
+        "{}/tests/mock/replies/{name}.http",
+        env!("CARGO_MANIFEST_DIR")
+    );
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Returns a reply with a status, at most one more header line, and a body.
 pub fn response(status: &str, header: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let (body, end) = (body.as_ref(), if header.is_empty() { "" } else { "\r\n" });
-    let head = format!("HTTP/1.1 {status}\r\n{header}{end}Content-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\n{header}{end}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
     [head.as_bytes(), body].concat()
 }
 
@@ -53,7 +59,11 @@ pub fn without_body(mut reply: Vec<u8>) -> Vec<u8> {
 
 /// Sends a reply to this request, to a HEAD without the body.
 pub fn reply_to(request: &str, reply: Vec<u8>) -> Action {
-    Action::Send(if request.starts_with("HEAD ") { without_body(reply) } else { reply })
+    Action::Send(if request.starts_with("HEAD ") {
+        without_body(reply)
+    } else {
+        reply
+    })
 }
 
 /// Expects a request and sends a reply, to a HEAD without the body.
@@ -68,7 +78,13 @@ pub fn expect_then(request: &'static str, actions: impl Into<Vec<Action>>) -> Ex
 /// Expects a request whose reply waits until the sender is dropped.
 pub fn gated(request: &'static str, reply: impl Into<Vec<u8>>) -> (Sender<()>, Expect) {
     let (sender, gate) = channel();
-    (sender, expect_then(request, [Action::WaitFor(gate), reply_to(request, reply.into())]))
+    (
+        sender,
+        expect_then(
+            request,
+            [Action::WaitFor(gate), reply_to(request, reply.into())],
+        ),
+    )
 }
 
 // The requests of a good run, with the replies of a real portal.
