@@ -5,8 +5,8 @@ use std::process::Command;
 
 use yaml_rust2::Yaml;
 
-use crate::recipes::{TOKEN, VERSION, log_of, read, stub, text, yaml};
-use crate::run::{self, Folder, Run};
+use crate::project::*;
+use crate::run::*;
 
 const HOSTS: [(&str, &str); 2] = [
     ("X64", "x86_64-unknown-linux-gnu"),
@@ -15,7 +15,7 @@ const HOSTS: [(&str, &str); 2] = [
 
 /// Returns the command for a step's script, as the runner starts it.
 fn bash(step: &Yaml, folder: &Folder, path: &str) -> Command {
-    let mut command = run::command("/bin/bash");
+    let mut command = command("/bin/bash");
     command.args([
         "--noprofile",
         "--norc",

@@ -5,13 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::mock::{
-    Action, Expect, LOG, MockPortal, SECRET, expect_then, good_run, json, line, ready, recorded,
-    regenerate, revoke, sign_in, without_body,
-};
-use crate::rotate::{NOT_REVOKED, UNCHANGED, UNKNOWN, run_script};
-use crate::run::{finish, for_each, full_pipe, read_until, rotate, send};
-use crate::servers::run_at;
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 fn silent(request: &'static str) -> Expect {
     expect_then(request, [Action::Hang])
@@ -33,11 +29,13 @@ fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
         ),
     ];
     for_each(slow, |(position, expected, why)| {
-        let (mut script, mut log) = (good_run(), LOG.to_vec());
+        let (mut script, mut log) = (good_run(), GOOD_RUN_LOG.to_vec());
         script.insert(position, expected);
         let retry = format!("127.0.0.1 {why}, trying again in 1s");
         log.insert(position, &retry);
-        run_at(true, script, &[]).0.is(0, &line(), &log);
+        run_at(true, script, &[])
+            .0
+            .assert_run(0, &secret_line(), &log);
     });
 }
 
@@ -58,7 +56,7 @@ fn what_has_begun_when_the_time_is_up_gets_10_s() {
         late("PATCH regenerate", 5, recorded("patch-200")),
         late("DELETE revoke", 3, recorded("delete-200")),
     ];
-    run_script(script, &["--timeout", "2"]).is(0, &line(), &LOG);
+    run_script(script, &["--timeout", "2"]).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
 }
 
 /// The state is known again, although no time is left.
@@ -92,9 +90,13 @@ fn silence_ends_the_run_in_the_state_of_its_step() {
             .collect();
         let start = Instant::now();
         let run = run_script(script, &[&["-q", "--timeout", "1.5"], only].concat());
-        let stdout = if status == 5 { line() } else { String::new() };
+        let stdout = if status == 5 {
+            secret_line()
+        } else {
+            String::new()
+        };
         let error = format!("docspace-rotate: timed out during [{call}] at 127.0.0.1; {words}");
-        run.is(status, &stdout, &[&error]);
+        run.assert_run(status, &stdout, &[&error]);
         let took = start.elapsed().as_secs();
         assert!(
             (seconds..seconds + 4).contains(&took),
@@ -117,7 +119,7 @@ fn a_secret_that_came_late_in_a_body_without_end_is_delivered() {
         ready([expect_then("PATCH regenerate", late), revoke()]),
         &["--timeout", "3"],
     );
-    run.is(0, &line(), &LOG);
+    run.assert_run(0, &secret_line(), &GOOD_RUN_LOG);
 }
 
 #[test]
@@ -154,7 +156,7 @@ fn a_delivery_that_nothing_reads_ends_after_10_s() {
             }
             let state = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
             let error = format!("docspace-rotate: {cause} during the delivery; {state}");
-            finish(&command, child).is(status, "", &[&error]);
+            finish(&command, child).assert_run(status, "", &[&error]);
         },
     );
 }
@@ -167,7 +169,7 @@ fn a_late_delivery_succeeds_and_the_revocation_gets_a_new_connection() {
     thread::sleep(Duration::from_secs(4));
     let mut text = vec![];
     reader.read_to_end(&mut text).unwrap();
-    assert!(text.ends_with(line().as_bytes()));
-    finish(&command, child).is(0, "", &LOG[4..]);
+    assert!(text.ends_with(secret_line().as_bytes()));
+    finish(&command, child).assert_run(0, "", &GOOD_RUN_LOG[4..]);
     assert_eq!(portal.connections(), 3);
 }

@@ -3,12 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::mock::{
-    Action, BEARER, CLIENT, Expect, KEY, LOG, MockPortal, SIGNATURE, expect, expect_then, json,
-    probe, ready, recorded, response, sign_in, without_body,
-};
-use crate::rotate::{REFUSED, UNCHANGED, run_script};
-use crate::run::{Folder, for_each, rotate, run};
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 /// Expects the request for the key's expiry.
 fn expiry(date: &str) -> Expect {
@@ -32,8 +29,13 @@ fn ready_line(portal: &MockPortal, how: &str) -> String {
 fn makes_only_safe_requests() {
     let portal = MockPortal::new(ready([expiry("\"2027-06-15T10:30:00.0000000Z\"")]));
     let line = ready_line(&portal, "an API key with");
-    let log = [LOG[0], LOG[1], &line, "The API key expires on 2027-06-15."];
-    run(rotate(&portal).arg("--check")).is(0, "", &log);
+    let log = [
+        GOOD_RUN_LOG[0],
+        GOOD_RUN_LOG[1],
+        &line,
+        "The API key expires on 2027-06-15.",
+    ];
+    run(rotate(&portal).arg("--check")).assert_run(0, "", &log);
     let requests = portal.requests();
     assert_eq!(portal.names(), ["GET token", "HEAD client", "GET @self"]);
     assert_eq!(requests[2].target, "/api/2.0/keys/@self");
@@ -49,7 +51,7 @@ fn makes_only_safe_requests() {
         ready([expiry("\"2027-06-15T10:30:00Z\"")]),
         &["--check", "-q"],
     )
-    .is(0, "", &[]);
+    .assert_run(0, "", &[]);
 }
 
 #[test]
@@ -94,10 +96,14 @@ fn an_unknown_expiry_is_ignored() {
         let (portal, start) = (MockPortal::new(ready([case()])), Instant::now());
         // After 'Ready' neither the time limit nor the portal changes the status.
         let done = run(rotate(&portal).args(["--check", "--timeout", "3"]));
-        done.is(
+        done.assert_run(
             0,
             "",
-            &[LOG[0], LOG[1], &ready_line(&portal, "an API key with")],
+            &[
+                GOOD_RUN_LOG[0],
+                GOOD_RUN_LOG[1],
+                &ready_line(&portal, "an API key with"),
+            ],
         );
         assert!(
             start.elapsed() < Duration::from_secs(7),

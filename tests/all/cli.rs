@@ -7,8 +7,8 @@ use std::process::Command;
 
 use docspace_rotate::cli::HELP;
 
-use crate::mock::{CLIENT, KEY, LOG, MockPortal, good_run, line};
-use crate::run::{Folder, finish, for_each, program, rotate, run, start};
+use crate::mock::*;
+use crate::run::*;
 
 const NO_KEY: &str =
     "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
@@ -27,9 +27,9 @@ fn settings(portal: &MockPortal) -> Command {
 
 /// Checks that a run ends with a usage error that begins with these words, and does not show a value called `hush`.
 #[track_caller]
-fn is_mistake(command: &mut Command, words: &str) {
+fn assert_usage_error(command: &mut Command, words: &str) {
     let refused = run(command);
-    refused.is(2, "", &[&format!("docspace-rotate: {words}…")]);
+    refused.assert_run(2, "", &[&format!("docspace-rotate: {words}…")]);
     assert!(
         refused.error().ends_with("; nothing was sent; see --help"),
         "{refused}"
@@ -50,7 +50,7 @@ fn help_and_version_need_no_setting() {
         ("-V", version),
         ("--version", version),
     ] {
-        run(program().arg(flag)).is(0, text, &[]);
+        run(program().arg(flag)).assert_run(0, text, &[]);
     }
     let without_reader = pipe().unwrap().1;
     assert!(
@@ -144,7 +144,7 @@ fn mistakes_send_nothing() {
             "the CA file /dev/null contains no certificate (PEM)",
         ),
     ] {
-        is_mistake(settings(&portal).args(args), words);
+        assert_usage_error(settings(&portal).args(args), words);
     }
     for (variable, value, words) in [
         (
@@ -188,7 +188,7 @@ fn mistakes_send_nothing() {
             "DOCSPACE_CLIENT_ID and DOCSPACE_CLIENT_ID_FILE are both set",
         ),
     ] {
-        is_mistake(settings(&portal).env(variable, value), words);
+        assert_usage_error(settings(&portal).env(variable, value), words);
     }
     assert_eq!(portal.connections(), 0);
 }
@@ -206,7 +206,7 @@ fn key_and_id_may_be_in_files_and_a_fifo_is_waited_for() {
         .env("DOCSPACE_CLIENT_ID", "");
     let child = start(command.env("DOCSPACE_BASE_URL", portal.url()));
     fs::write(&fifo, format!("{KEY}\n")).unwrap();
-    finish(&command, child).is(0, &line(), &LOG);
+    finish(&command, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
     let requests = portal.requests();
     assert_eq!(
         requests[0].header("authorization"),
@@ -221,7 +221,7 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
     let is_mistake = |variable: &str, path: &Path, words: &str| {
         let file = format!("{variable}_FILE");
         let mut command = settings(&portal);
-        is_mistake(
+        assert_usage_error(
             command.env_remove(variable).env(&file, path),
             &format!("{file}{words}"),
         );
@@ -283,7 +283,7 @@ fn the_timeout_covers_a_fifo_without_a_writer() {
             let words = format!(
                 "docspace-rotate: timed out while reading the {file}; the client's secret is …"
             );
-            run(command.args(["--timeout", "0.5"])).is(4, "", &[&words]);
+            run(command.args(["--timeout", "0.5"])).assert_run(4, "", &[&words]);
         },
     );
     assert_eq!(portal.connections(), 0);
@@ -319,7 +319,7 @@ fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
             command
                 .env("DOCSPACE_API_KEY", key)
                 .env("http_proxy", proxy);
-            is_mistake(
+            assert_usage_error(
                 command.args(args),
                 &format!("{named} contains the API key: {PUT_KEY}"),
             );
@@ -327,13 +327,13 @@ fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
     }
     for id in [KEY, "sK-hush"] {
         let error = format!("CLIENT_ID contains an API key: {PUT_KEY}");
-        is_mistake(settings(&portal).arg(id), &error);
-        is_mistake(
+        assert_usage_error(settings(&portal).arg(id), &error);
+        assert_usage_error(
             settings(&portal).env("DOCSPACE_CLIENT_ID", id),
             &format!("DOCSPACE_{error}"),
         );
     }
-    is_mistake(
+    assert_usage_error(
         rotate(&portal).arg(format!("--{KEY}")),
         "[hidden]: unknown option",
     );
@@ -344,10 +344,14 @@ fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
 fn a_key_shorter_than_16_characters_is_not_looked_for() {
     for key in ["127.0.0.1", &CLIENT[..15]] {
         let portal = MockPortal::new(good_run());
-        run(rotate(&portal).env("DOCSPACE_API_KEY", key)).is(0, &line(), &LOG);
+        run(rotate(&portal).env("DOCSPACE_API_KEY", key)).assert_run(
+            0,
+            &secret_line(),
+            &GOOD_RUN_LOG,
+        );
     }
     let (portal, words) = (MockPortal::new(vec![]), "CLIENT_ID contains the API key: ");
-    is_mistake(
+    assert_usage_error(
         rotate(&portal).env("DOCSPACE_API_KEY", &CLIENT[..16]),
         words,
     );

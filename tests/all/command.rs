@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use crate::mock::*;
-use crate::output::{NOT_DELIVERED, in_new_session, is_not_delivered, is_refused, meanwhile};
-use crate::run::{Folder, finish, for_each, program, rotate, run, send, start};
+use crate::run::*;
+use crate::words::*;
 
 /// Returns a command that logs only errors and delivers to a shell script.
 fn to_shell(portal: &MockPortal, args: &[&str], script: &str) -> Command {
@@ -28,11 +28,15 @@ fn gets_the_secret_or_the_object_without_a_newline() {
     for (args, stored) in [(&[][..], SECRET), (&["--json"], &object), (&["-n"], SECRET)] {
         let portal = MockPortal::new(good_run());
         let script = "[ -p /dev/stdin ] && cat > $0; echo out; echo err >&2";
-        run(to_shell(&portal, args, script).arg(&file)).is(0, "out\n", &["err"]);
+        run(to_shell(&portal, args, script).arg(&file)).assert_run(0, "out\n", &["err"]);
         assert_eq!(fs::read_to_string(&file).unwrap(), stored);
     }
     let portal = MockPortal::new(good_run());
-    run(rotate(&portal).args(["--", "/bin/cat", "-", "/dev/null"])).is(0, SECRET, &LOG);
+    run(rotate(&portal).args(["--", "/bin/cat", "-", "/dev/null"])).assert_run(
+        0,
+        SECRET,
+        &GOOD_RUN_LOG,
+    );
 }
 
 #[test]
@@ -56,7 +60,7 @@ fn a_missing_command_is_refused() {
     ] {
         for check in [None, Some("--check")] {
             let error = format!("cannot run the command {name}: not found, or not executable");
-            is_refused(&error, |portal| {
+            assert_refused(&error, |portal| {
                 let mut command = rotate(portal);
                 command
                     .envs(path.map(|path| ("PATH", path)))
@@ -96,7 +100,7 @@ fn the_first_program_on_path_is_started_with_its_arguments_as_given() {
             "-o  --",
             "",
         ]);
-        run(&mut command).is(0, "-o  -- \n", &[]);
+        run(&mut command).assert_run(0, "-o  -- \n", &[]);
     }
 }
 
@@ -189,7 +193,7 @@ fn one_that_fails_or_does_not_read_everything_is_6_and_nothing_is_revoked() {
             match expected {
                 // Not shown if it differs, because of its length.
                 Ok(stdout) => assert!(done.status == Some(0) && done.stdout == stdout, "{script}"),
-                Err(why) => is_not_delivered(&done, &format!("the command sh: {why}")),
+                Err(why) => assert_not_delivered(&done, &format!("the command sh: {why}")),
             }
         },
     );
@@ -203,7 +207,7 @@ fn one_that_disappears_before_it_is_started_is_6() {
     let lost = meanwhile(&["--", store.to_str().unwrap()], None, || {
         fs::remove_file(&store).unwrap()
     });
-    is_not_delivered(
+    assert_not_delivered(
         &lost,
         &format!("the command {}: No such file or directory", store.display()),
     );
@@ -255,7 +259,7 @@ fn a_signal_to_the_whole_group_ends_the_run_after_the_delivery() {
                 0
             );
             folder.file("go", "");
-            finish(&command, child).is(status, "", error.as_deref().as_slice());
+            finish(&command, child).assert_run(status, "", error.as_deref().as_slice());
             assert_eq!(fs::read_to_string(folder.path("stored")).unwrap(), SECRET);
         },
     );
@@ -297,7 +301,7 @@ fn when_the_time_is_up_its_group_is_ended_even_if_it_is_stopped() {
         .contains(") T ")));
     // The timer's signal, without the wait for it.
     send(&child, libc::SIGALRM);
-    finish(&command, child).is(6, "", &["docspace-rotate: timed out during the delivery, and the command may still be running; the client has …"]);
+    finish(&command, child).assert_run(6, "", &["docspace-rotate: timed out during the delivery, and the command may still be running; the client has …"]);
     assert!(wait_until(
         || folder.path("parent").exists() && folder.path("child").exists()
     ));

@@ -6,15 +6,9 @@ use std::net::TcpListener;
 use std::sync::Mutex;
 use std::thread;
 
-use crate::mock::{
-    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, good_run, json,
-    line, probe, ready, recorded, regenerate, response, revoke, sign_in,
-};
-use crate::rotate::{REFUSED, UNCHANGED, UNKNOWN, run_script, until};
-use crate::run::{
-    self, Folder, command, finish, for_each, program, read_until, rotate, run, start,
-};
-use crate::servers::run_at;
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 /// Too little time for a second attempt.
 const ONE_ATTEMPT: [&str; 2] = ["--timeout", "0.9"];
@@ -84,7 +78,11 @@ fn a_patch_without_a_finished_handshake_is_repeated() {
     ]);
     let (run, _portal) = run_at(true, script, &[]);
     let retry = "127.0.0.1 was not reached for [PATCH regenerate]: …";
-    run.is(0, &line(), &[&LOG[..2], &[retry], &LOG[2..]].concat());
+    run.assert_run(
+        0,
+        &secret_line(),
+        &[&GOOD_RUN_LOG[..2], &[retry], &GOOD_RUN_LOG[2..]].concat(),
+    );
     assert!(run.stderr.contains(", trying again in 1s\n"), "{run}");
 }
 
@@ -98,7 +96,7 @@ fn a_host_whose_address_fails_is_resolved_again() {
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        return run::skipped(
+        return skipped(
             "a_host_whose_address_fails_is_resolved_again",
             "no namespaces here (unshare)",
         );
@@ -123,7 +121,7 @@ fn a_host_whose_address_fails_is_resolved_again() {
     let mut child = start(&mut unshare);
     read_until(&mut child, "Connection refused, trying again in 1s\n");
     fs::write(hosts, "127.0.0.1 portal.invalid\n").unwrap();
-    finish(&unshare, child).is(0, &line(), &LOG);
+    finish(&unshare, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
 }
 
 #[test]
@@ -131,7 +129,7 @@ fn localhost_is_127_0_0_1_and_then_the_ipv6_loopback() {
     // Lower than any port that a mock gets, so that nothing listens on it at 127.0.0.1.
     let port = 20_000 + (std::process::id() % 10_000) as u16;
     let Ok(listener) = TcpListener::bind(("::1", port)) else {
-        return run::skipped(
+        return skipped(
             "localhost_is_127_0_0_1_and_then_the_ipv6_loopback",
             "no IPv6 here",
         );
@@ -176,9 +174,19 @@ fn a_busy_portal_is_asked_again_when_its_limit_ends() {
     ]
     .map(|call| format!("[{call}] Status: 429, trying again in 20ms"));
     let log = [
-        &get, LOG[0], &head, LOG[1], &patch, &patch, LOG[2], LOG[3], &delete, LOG[4], LOG[5],
+        &get,
+        GOOD_RUN_LOG[0],
+        &head,
+        GOOD_RUN_LOG[1],
+        &patch,
+        &patch,
+        GOOD_RUN_LOG[2],
+        GOOD_RUN_LOG[3],
+        &delete,
+        GOOD_RUN_LOG[4],
+        GOOD_RUN_LOG[5],
     ];
-    run(&mut rotate(&portal)).is(0, &line(), &log);
+    run(&mut rotate(&portal)).assert_run(0, &secret_line(), &log);
     assert_eq!(
         portal.connections(),
         4,
@@ -233,7 +241,7 @@ fn a_wait_that_exceeds_the_time_limit_does_not_begin() {
             "429, and the next attempt in 3600s",
         ),
     ] {
-        let run = run_script(until(call, answer), &["--timeout", "3"]);
+        let run = run_script(good_run_until(call, answer), &["--timeout", "3"]);
         assert_eq!(run.status, Some(status), "{run}");
         let words = format!("[{call}] with status {words} would exceed the time limit; ");
         assert!(run.error().contains(&words), "{run}");
@@ -268,7 +276,11 @@ fn transient_faults_are_waited_out() {
             ],
             &[],
         );
-        assert_eq!((run.status, &*run.stdout), (Some(0), &*line()), "{run}");
+        assert_eq!(
+            (run.status, &*run.stdout),
+            (Some(0), &*secret_line()),
+            "{run}"
+        );
         assert_eq!(
             run.stderr.matches(", trying again in 1s\n").count(),
             3,
@@ -310,7 +322,11 @@ fn a_reply_truncated_at_any_byte_is_no_reply() {
                 let is_delivered = matches!(run.status, Some(0 | 5));
                 assert_eq!(
                     run.stdout,
-                    if is_delivered { line() } else { String::new() },
+                    if is_delivered {
+                        secret_line()
+                    } else {
+                        String::new()
+                    },
                     "{run}"
                 );
             },

@@ -3,7 +3,10 @@
 
 #[path = "../mock/mod.rs"]
 mod mock;
+mod namespaces;
+mod project;
 mod run;
+mod words;
 
 mod action;
 mod bounds;

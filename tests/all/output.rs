@@ -4,17 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{ptr, thread};
 
 use crate::mock::*;
-use crate::run::{self, Folder, Run, finish, rotate, run, start};
-use crate::scratch::{in_namespaces, system};
-
-/// The end of the error line if the new secret was not delivered.
-pub const NOT_DELIVERED: &str = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
+use crate::namespaces::*;
+use crate::run::*;
 
 /// Returns a command that logs only errors and writes to a file, with more arguments.
 fn to_file(portal: &MockPortal, file: &Path, args: &[&str]) -> Command {
@@ -25,7 +21,7 @@ fn to_file(portal: &MockPortal, file: &Path, args: &[&str]) -> Command {
 
 /// Returns a command that logs only errors, in a shell in this folder that first does something else.
 fn in_shell(portal: &MockPortal, folder: &Folder, first: &str, args: &str) -> Command {
-    let mut command = run::command("/bin/sh");
+    let mut command = command("/bin/sh");
     let script = format!(
         "{first} exec {} -q {CLIENT} {args}",
         env!("CARGO_BIN_EXE_docspace-rotate")
@@ -39,32 +35,9 @@ fn in_shell(portal: &MockPortal, folder: &Folder, first: &str, args: &str) -> Co
     command
 }
 
-/// Checks that a command ends with status 2 and this error before it opens a connection to its portal.
-#[track_caller]
-pub fn is_refused(error: &str, command: impl FnOnce(&MockPortal) -> Command) {
-    let portal = MockPortal::new(vec![]);
-    let done = run(&mut command(&portal));
-    done.is(
-        2,
-        "",
-        &[&format!(
-            "docspace-rotate: {error}; nothing was sent; see --help"
-        )],
-    );
-    assert_eq!(portal.connections(), 0, "{done}");
-}
-
-/// Checks that a run ends with status 6 and this error.
-#[track_caller]
-pub fn is_not_delivered(run: &Run, error: &str) {
-    let error =
-        format!("docspace-rotate: the new secret was not delivered to {error}; {NOT_DELIVERED}");
-    run.is(6, "", &[&error]);
-}
-
 #[test]
 fn writes_the_secret_or_the_object_to_stdout() {
-    let (folder, line) = (Folder::new(), line());
+    let (folder, line) = (Folder::new(), secret_line());
     let (object, appended) = (
         format!(r#"{{"client_secret":"{SECRET}"}}"#),
         format!("before\n{line}"),
@@ -84,7 +57,7 @@ fn writes_the_secret_or_the_object_to_stdout() {
     ] {
         let path = folder.file("file", "before\n");
         let portal = MockPortal::new(good_run());
-        run(&mut in_shell(&portal, &folder, "", args)).is(0, stdout, &[]);
+        run(&mut in_shell(&portal, &folder, "", args)).assert_run(0, stdout, &[]);
         assert_eq!(fs::read_to_string(path).unwrap(), file, "{args}");
     }
 }
@@ -99,9 +72,9 @@ fn creates_a_new_file_and_overwrites_an_existing_one_in_place() {
     fs::set_permissions(&longer, fs::Permissions::from_mode(0o640)).unwrap();
     let before = fs::metadata(&longer).unwrap();
     for file in [&new, &link, &empty] {
-        for (args, text) in [(&[][..], line()), (&["-n"], SECRET.to_owned())] {
+        for (args, text) in [(&[][..], secret_line()), (&["-n"], SECRET.to_owned())] {
             let portal = MockPortal::new(good_run());
-            run(&mut to_file(&portal, file, args)).is(0, "", &[]);
+            run(&mut to_file(&portal, file, args)).assert_run(0, "", &[]);
             assert_eq!(fs::read_to_string(file).unwrap(), text);
         }
     }
@@ -142,18 +115,6 @@ fn touches_no_file_and_starts_no_command_without_a_secret() {
     assert_eq!(fs::metadata(&old).unwrap().modified().unwrap(), changed);
 }
 
-/// Runs a command with these arguments, and does something while it waits for the new secret.
-pub fn meanwhile(args: &[&str], then: Option<Expect>, action: impl FnOnce()) -> Run {
-    let (answer, patch) = gated("PATCH regenerate", recorded("patch-200"));
-    let portal = MockPortal::new(ready([patch].into_iter().chain(then)));
-    let mut command = rotate(&portal);
-    let child = start(command.arg("-q").args(args));
-    portal.wait_for(3);
-    action();
-    drop(answer);
-    finish(&command, child)
-}
-
 #[test]
 fn a_file_that_appears_or_is_replaced_during_the_run() {
     let folder = Folder::new();
@@ -168,10 +129,10 @@ fn a_file_that_appears_or_is_replaced_during_the_run() {
         )
         .unwrap();
     })
-    .is(0, "", &[]);
-    assert_eq!(fs::read_to_string(&file).unwrap(), line());
+    .assert_run(0, "", &[]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), secret_line());
     let lost = meanwhile(&[&to_taken], None, || fs::create_dir(&taken).unwrap());
-    is_not_delivered(
+    assert_not_delivered(
         &lost,
         &format!("--output {}: Is a directory", taken.display()),
     );
@@ -227,7 +188,7 @@ fn a_bad_output_is_refused() {
         ("ulimit -f 7;", "-o new", "--output new", "File too large"),
     ] {
         let error = format!("cannot write to {name}: {why}");
-        is_refused(&error, |portal| in_shell(portal, &folder, first, args));
+        assert_refused(&error, |portal| in_shell(portal, &folder, first, args));
     }
     assert_eq!(folder.names(), ["dangling", "folder"]);
 }
@@ -252,12 +213,12 @@ fn a_full_disk_is_found_before_anything_is_sent() {
         (">> large", "stdout"),
     ] {
         let error = format!("cannot write to {name}: No space left on device");
-        is_refused(&error, |portal| in_shell(portal, &disk, "", args));
+        assert_refused(&error, |portal| in_shell(portal, &disk, "", args));
     }
     assert_eq!(disk.names(), ["large", "log", "rest", "small"]);
     let portal = MockPortal::new(good_run());
-    run(&mut to_file(&portal, &large, &[])).is(0, "", &[]);
-    assert_eq!(fs::read_to_string(&large).unwrap(), line());
+    run(&mut to_file(&portal, &large, &[])).assert_run(0, "", &[]);
+    assert_eq!(fs::read_to_string(&large).unwrap(), secret_line());
     system(&format!("umount {at}"));
 }
 
@@ -286,7 +247,7 @@ fn an_output_that_fails_during_the_delivery_is_6_and_nothing_is_revoked() {
         ),
     ] {
         let portal = MockPortal::new(ready([expect("PATCH regenerate", json(&object))]));
-        is_not_delivered(&run(&mut in_shell(&portal, &folder, first, args)), error);
+        assert_not_delivered(&run(&mut in_shell(&portal, &folder, first, args)), error);
     }
     assert_eq!(folder.names(), ["fifo"]);
 }
@@ -320,7 +281,7 @@ fn delivers_before_it_revokes() {
             "{args:?}"
         );
         drop(answer);
-        finish(&command, child).is(0, "", &[]);
+        finish(&command, child).assert_run(0, "", &[]);
     }
 }
 
@@ -330,7 +291,7 @@ fn a_fifo_waits_for_its_reader() {
     let fifo = folder.fifo();
     let portal = MockPortal::new(vec![]);
     let error = "docspace-rotate: timed out while opening the output; the client's secret is unchanged; run again later";
-    run(&mut to_file(&portal, &fifo, &["--timeout", "0.2"])).is(4, "", &[error]);
+    run(&mut to_file(&portal, &fifo, &["--timeout", "0.2"])).assert_run(4, "", &[error]);
     assert_eq!(portal.connections(), 0);
 
     let portal = MockPortal::new(good_run());
@@ -338,21 +299,9 @@ fn a_fifo_waits_for_its_reader() {
     let child = start(&mut command);
     let path = fifo.clone();
     let reader = thread::spawn(move || fs::read_to_string(path).unwrap());
-    finish(&command, child).is(0, "", &[]);
-    assert_eq!(reader.join().unwrap(), line());
+    finish(&command, child).assert_run(0, "", &[]);
+    assert_eq!(reader.join().unwrap(), secret_line());
     assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
-}
-
-/// Lets a command start a session of its own, whose terminal is stdout, if that is one.
-pub fn in_new_session(command: &mut Command) -> &mut Command {
-    // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            libc::ioctl(1, libc::TIOCSCTTY, 0);
-            Ok(())
-        })
-    }
 }
 
 /// A key that ends the run has to end the command, too.
@@ -384,7 +333,7 @@ fn a_terminal_shows_the_secret_and_has_the_command_in_the_group_of_the_run() {
             .stderr(Stdio::piped());
         let child = in_new_session(&mut command).spawn().unwrap();
         let id = child.id().to_string();
-        finish(&command, child).is(0, "", &[]);
+        finish(&command, child).assert_run(0, "", &[]);
         let mut line = String::new();
         BufReader::new(master).read_line(&mut line).unwrap();
         assert_eq!(line.trim_end(), if args.is_empty() { SECRET } else { &id });
@@ -395,13 +344,13 @@ fn a_terminal_shows_the_secret_and_has_the_command_in_the_group_of_the_run() {
 fn a_closed_or_full_stderr_changes_nothing() {
     let (reader, closed) = io::pipe().unwrap();
     drop(reader);
-    let (_reader, full) = run::full_pipe();
+    let (_reader, full) = full_pipe();
     for stderr in [closed, full] {
         let portal = MockPortal::new(good_run());
         let output = rotate(&portal).stderr(stderr).output().unwrap();
         assert_eq!(
             (output.status.code(), &*output.stdout),
-            (Some(0), line().as_bytes())
+            (Some(0), secret_line().as_bytes())
         );
     }
 }
@@ -410,7 +359,7 @@ fn a_closed_or_full_stderr_changes_nothing() {
 #[test]
 fn a_full_pipe_is_waited_for_even_if_it_is_non_blocking() {
     for flags in [0, libc::O_NONBLOCK] {
-        let (mut reader, writer) = run::full_pipe();
+        let (mut reader, writer) = full_pipe();
         // SAFETY: the descriptor is open.
         unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
         let portal = MockPortal::new(good_run());
@@ -422,10 +371,10 @@ fn a_full_pipe_is_waited_for_even_if_it_is_non_blocking() {
             .unwrap();
         // It keeps the other end of the pipe.
         drop(command);
-        run::read_until(&mut child, "Client secret has been regenerated.\n");
+        read_until(&mut child, "Client secret has been regenerated.\n");
         let mut text = vec![];
         reader.read_to_end(&mut text).unwrap();
-        assert!(text.ends_with(line().as_bytes()));
+        assert!(text.ends_with(secret_line().as_bytes()));
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
 }

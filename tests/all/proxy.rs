@@ -4,10 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::mock::proxy::{Behavior, MockProxy};
-use crate::mock::{
-    Action, Expect, KEY, LOG, MockPortal, expect_then, good_run, line, ready, response,
-};
-use crate::run::{Folder, authority, for_each, rotate, run};
+use crate::mock::*;
+use crate::run::*;
 
 /// A name that only the proxy can resolve.
 const PORTAL: &str = "portal.invalid";
@@ -46,7 +44,7 @@ impl Scene {
 fn a_connect_proxy_gets_the_name_and_the_credentials_but_not_the_key() {
     let scene = Scene::new("http", Behavior::Forward, good_run());
     let value = format!("http://us%40er:pass%3Aword@{}", scene.proxy.at);
-    run(&mut scene.rotate("HTTPS_PROXY", &value)).is(0, &line(), &[]);
+    run(&mut scene.rotate("HTTPS_PROXY", &value)).assert_run(0, &secret_line(), &[]);
     assert_eq!(
         (scene.proxy.requests().len(), scene.portal.connections()),
         (2, 2)
@@ -85,7 +83,7 @@ fn a_socks_proxy_resolves_the_name() {
     ] {
         let scene = Scene::new(scheme, Behavior::Forward, good_run());
         let value = format!("{scheme}://{credentials}{}", scene.proxy.at);
-        run(&mut scene.rotate("ALL_PROXY", &value)).is(0, &line(), &[]);
+        run(&mut scene.rotate("ALL_PROXY", &value)).assert_run(0, &secret_line(), &[]);
         assert_eq!(scene.proxy.requests(), [request; 2]);
     }
 }
@@ -99,7 +97,7 @@ fn a_plain_address_goes_through_connect_too_unless_no_proxy_contains_it() {
         command
             .env("http_proxy", proxy.at.to_string())
             .env("NO_PROXY", no_proxy);
-        run(&mut command).is(0, &line(), &LOG);
+        run(&mut command).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
         let connect = format!("CONNECT {} HTTP/1.1\r\n", portal.at);
         assert_eq!(proxy.requests().len(), requests);
         assert!(

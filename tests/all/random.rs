@@ -9,11 +9,6 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::{env, fs, thread};
 
-use crate::mock::{
-    Action, BEARER, Expect, KEY, MockPortal, SECRET, recorded, response, wait_until, without_body,
-};
-use crate::run::{self, Folder, authority, finish, rotate, start};
-
 /// The time limit in seconds. Waits are whole seconds, so one that fits has 0.9 s to spare.
 const LIMIT: f64 = 2.9;
 
@@ -50,6 +45,9 @@ enum Answer {
     NotSent,
 }
 use Answer::*;
+
+use crate::mock::*;
+use crate::run::*;
 
 /// Returns whether an answer is the last one, or the exit status if it ends the run.
 fn is_last(name: &str, answer: Answer, refused: u8) -> Result<bool, u8> {
@@ -347,7 +345,7 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
         let mut has_ended = || child.try_wait().unwrap().is_some();
         wait_until(|| portal.requests().len() >= requests || has_ended());
         if !has_ended() {
-            run::send(&child, signal);
+            send(&child, signal);
         }
         drop(reply);
     }

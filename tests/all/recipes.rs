@@ -10,38 +10,11 @@ use docspace_rotate::cli::HELP;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::mock::*;
-use crate::output::in_new_session;
-use crate::run::{self, Folder, Run};
-
-/// A secret of the store, which must not be in a log.
-pub const TOKEN: &str = "token-of-the-store";
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+use crate::project::*;
+use crate::run::*;
 
 /// A command, the folder that is first on its PATH and has the program and a store, and its portal.
 type Job = (Command, Folder, MockPortal);
-
-/// Returns the text of a file of the project.
-pub fn text(name: &str) -> String {
-    let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// Returns the last document.
-pub fn yaml(text: &str) -> Yaml {
-    YamlLoader::load_from_str(text).unwrap().pop().unwrap()
-}
-
-/// Writes an executable script for sh, which knows its folder.
-pub fn stub(folder: &Folder, name: &str, script: &str) {
-    let file = folder.file(
-        name,
-        format!(
-            "#!/bin/sh\nhere='{}'\n{script}\n",
-            folder.as_ref().display()
-        ),
-    );
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
-}
 
 /// Returns a job that finds the program, its settings, and a store. The store appends its arguments to a file, counts
 /// its calls as `n`, and refuses the one with this number.
@@ -61,7 +34,7 @@ fn job_with_store(
     let count = "echo \"$@\" >> $here/arguments; n=$(wc -l < $here/arguments); n=$((n))";
     let refusal = "[ $n != \"$REFUSE\" ] || { echo '403 Forbidden' >&2; exit 1; }";
     stub(&path, store, &format!("{count}\n{refusal}\n{script}"));
-    let mut command = run::command(words[0]);
+    let mut command = command(words[0]);
     command
         .args(&words[1..])
         .env("DOCSPACE_API_KEY", KEY)
@@ -71,24 +44,6 @@ fn job_with_store(
         .env("DOCSPACE_BASE_URL", portal.url())
         .env("DOCSPACE_CLIENT_ID", CLIENT);
     (command, path, portal)
-}
-
-/// Runs a job, and checks that its log has no secret.
-pub fn log_of(command: &mut Command) -> Run {
-    let output = command.output().unwrap();
-    let run = Run::of(command, &output);
-    for hidden in [KEY, SIGNATURE, SECRET, TOKEN] {
-        assert!(
-            !run.stdout.contains(hidden) && !run.stderr.contains(hidden),
-            "a secret in the log\n{run}"
-        );
-    }
-    run
-}
-
-/// Reads a file of a folder, if it exists.
-pub fn read(folder: &Folder, name: &str) -> Option<String> {
-    fs::read_to_string(folder.path(name)).ok()
 }
 
 /// Returns a portal's script for each status, and whether there is a new secret to store.
@@ -120,10 +75,10 @@ fn runs() -> Vec<(i32, Vec<Expect>, bool)> {
 fn is_told_of(signal: i32, job: impl Fn(Vec<Expect>) -> Job) {
     let (mut command, _path, portal) =
         job(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
-    let child = run::start(&mut command);
+    let child = start(&mut command);
     portal.wait_for(2);
-    run::send(&child, signal);
-    run::finish(&command, child).fails_with(128 + signal, "; the client's secret is unchanged");
+    send(&child, signal);
+    finish(&command, child).fails_with(128 + signal, "; the client's secret is unchanged");
 }
 
 /// Returns those shells of the recipes that this machine has.
@@ -136,7 +91,7 @@ fn shells() -> impl Iterator<Item = &'static [&'static str]> {
     all.into_iter().filter(|shell| {
         let exists = Command::new(shell[0]).arg("--help").output().is_ok();
         if !exists {
-            run::skipped("recipes", &format!("no {} here", shell[0]));
+            skipped("recipes", &format!("no {} here", shell[0]));
         }
         exists
     })
@@ -294,7 +249,7 @@ fn gitlab_ci() {
         );
         // The job is cancelled during the delivery, by a signal to its whole group. It has no terminal.
         let (mut command, path, _portal) = job(words, ready([regenerate()]), "");
-        let child = run::start(in_new_session(command.env("SLOW", "3")));
+        let child = start(in_new_session(command.env("SLOW", "3")));
         assert!(wait_until(
             || read(&path, "stored.3").as_deref() == Some(SECRET)
         ));
@@ -420,11 +375,11 @@ fn kubernetes() {
             );
             // Ended before the program runs, which then never starts, and while it runs.
             let (mut command, path, portal) = job(words, vec![], "");
-            let child = run::start(command.env("SLOW", "2"));
+            let child = start(command.env("SLOW", "2"));
             assert!(wait_until(
                 || read(&path, "arguments").is_some_and(|all| all.lines().count() == 2)
             ));
-            run::send(&child, libc::SIGTERM);
+            send(&child, libc::SIGTERM);
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
             assert_eq!(portal.connections(), 0);
             is_told_of(libc::SIGTERM, |expected| job(words, expected, ""));
@@ -499,7 +454,7 @@ fn docker() {
 #[test]
 fn cron() {
     if !Path::new("/usr/bin/flock").exists() {
-        run::skipped("recipes::cron", "no flock here");
+        skipped("recipes::cron", "no flock here");
         return;
     }
     let crontab = text("recipes/crontab");
@@ -598,7 +553,7 @@ fn readme() {
     let statuses = (2..=8).map(|status| format!("| {status} | "));
     for wanted in named
         .chain(statuses)
-        .chain(LOG.map(|line| format!("    {line}\n")))
+        .chain(GOOD_RUN_LOG.map(|line| format!("    {line}\n")))
     {
         assert!(readme.contains(&wanted), "{wanted}");
     }

@@ -2,48 +2,17 @@
 
 use std::fs;
 
-use crate::mock::{
-    Action, BEARER, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, SIGNATURE, expect, expect_then,
-    gated, good_run, json, line, ready, recorded, regenerate, response, revoke, sign_in,
-};
-use crate::run::{Run, finish, program, rotate, run, start};
-
-pub const REFUSED: &str =
-    "the client's secret is unchanged; check the address, CA, proxy, key and client id";
-pub const UNCHANGED: &str = "the client's secret is unchanged; run again later";
-pub const UNKNOWN: &str = "the client may or may not have a new secret; \
-    treat the old secret as revoked and run again in a few minutes";
-pub const NOT_REVOKED: &str = "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = "Content-Type: text/plain; charset=utf-8";
 const PAGE: &str = "Content-Type: text/html";
 
-/// Runs to the end against a portal with this script.
-pub fn run_script(script: Vec<Expect>, args: &[&str]) -> Run {
-    let portal = MockPortal::new(script);
-    run(rotate(&portal).args(args))
-}
-
-/// Expects a good run up to this request, which gets another reply.
-pub fn until(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
-    let requests = [
-        "GET token",
-        "HEAD client",
-        "PATCH regenerate",
-        "DELETE revoke",
-    ];
-    let before = requests.iter().position(|name| *name == request).unwrap();
-    good_run()
-        .into_iter()
-        .take(before)
-        .chain([expect(request, reply)])
-        .collect()
-}
-
 /// Expects a good run in which this request gets another reply.
 fn good_run_with(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
-    let mut script = until(request, reply);
+    let mut script = good_run_until(request, reply);
     script.extend(good_run().into_iter().skip(script.len()));
     script
 }
@@ -69,7 +38,7 @@ fn makes_four_requests_on_two_connections_and_below_the_path_of_the_url() {
         run(rotate(&portal)
             .env("DOCSPACE_API_KEY", key)
             .args(["--url", &url]))
-        .is(0, &line(), &LOG);
+        .assert_run(0, &secret_line(), &GOOD_RUN_LOG);
         let client = format!("clients/{CLIENT}");
         let (patch, delete) = (format!("{client}/regenerate"), format!("{client}/revoke"));
         let calls = [
@@ -119,17 +88,21 @@ fn runs_on_one_thread() {
     portal.wait_for(3);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(gate);
-    finish(&command, child).is(0, &line(), &LOG);
+    finish(&command, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
     assert!(status.contains("\nThreads:\t1\n"), "{status}");
 }
 
 #[test]
 fn only_runs_one_step() {
-    run_script(ready([regenerate()]), &["--only", "regenerate"]).is(0, &line(), &LOG[..4]);
-    run_script(vec![sign_in(), revoke()], &["--only", "revoke"]).is(
+    run_script(ready([regenerate()]), &["--only", "regenerate"]).assert_run(
+        0,
+        &secret_line(),
+        &GOOD_RUN_LOG[..4],
+    );
+    run_script(vec![sign_in(), revoke()], &["--only", "revoke"]).assert_run(
         0,
         "",
-        &[LOG[0], LOG[4], LOG[5]],
+        &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[4], GOOD_RUN_LOG[5]],
     );
 }
 
@@ -150,7 +123,7 @@ fn json_is_the_object_on_one_line() {
         (json(&other), &other),
     ] {
         let script = good_run_with("PATCH regenerate", reply);
-        run_script(script, &["--json"]).is(0, &format!("{expected}\n"), &LOG);
+        run_script(script, &["--json"]).assert_run(0, &format!("{expected}\n"), &GOOD_RUN_LOG);
     }
 }
 
@@ -162,7 +135,7 @@ fn the_longest_key_and_signature_are_sent() {
     );
     let reply = json(format!(r#"{{"response":"{signature}"}}"#));
     let portal = MockPortal::new(good_run_with("GET token", reply));
-    run(rotate(&portal).env("DOCSPACE_API_KEY", &key)).is(0, &line(), &LOG);
+    run(rotate(&portal).env("DOCSPACE_API_KEY", &key)).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
     let last = portal.requests().pop().unwrap();
     assert_eq!(
         last.header("authorization"),
@@ -183,11 +156,11 @@ fn a_wrong_key_ends_the_run() {
         (BEARER, recorded("token-401"), ""),
         (KEY, told, " (The key was deactivated)"),
     ] {
-        let portal = MockPortal::new(until("GET token", reply));
+        let portal = MockPortal::new(good_run_until("GET token", reply));
         let said =
             format!("answered [GET token] with status 401{said}: the key is wrong or has expired");
         let log = ["[GET token] Status: 401", &error(&said, REFUSED)];
-        run(rotate(&portal).env("DOCSPACE_API_KEY", key)).is(3, "", &log);
+        run(rotate(&portal).env("DOCSPACE_API_KEY", key)).assert_run(3, "", &log);
     }
 }
 
@@ -205,7 +178,7 @@ fn a_refusal_without_a_sign_in_names_both_answers() {
             ("DELETE revoke", 5, NOT_REVOKED),
         ];
         for (request, status, state) in states {
-            let mut script = until(request, recorded("patch-403-unsigned"));
+            let mut script = good_run_until(request, recorded("patch-403-unsigned"));
             script[0] = expect("GET token", reply.clone());
             let refused = run_script(script, &[]);
             let both = format!("403, and [GET token] gave no signature (status {named})");
@@ -227,16 +200,16 @@ fn any_definite_answer_to_head_but_a_web_page_ends_the_wait() {
         recorded("patch-403-denied"),
     ] {
         let status = status_line("HEAD client", &reply);
-        let log = [&[LOG[0], &status], &LOG[2..]].concat();
-        run_script(good_run_with("HEAD client", reply), &[]).is(0, &line(), &log);
+        let log = [&[GOOD_RUN_LOG[0], &status], &GOOD_RUN_LOG[2..]].concat();
+        run_script(good_run_with("HEAD client", reply), &[]).assert_run(0, &secret_line(), &log);
     }
     for header in [PAGE, "content-type: Text/HTML; charset=utf-8"] {
         let error = error(
             "answered [HEAD client] with status 200: a web page",
             REFUSED,
         );
-        let script = until("HEAD client", response("200 OK", header, ""));
-        run_script(script, &[]).is(3, "", &[LOG[0], LOG[1], &error]);
+        let script = good_run_until("HEAD client", response("200 OK", header, ""));
+        run_script(script, &[]).assert_run(3, "", &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[1], &error]);
     }
 }
 
@@ -315,7 +288,11 @@ fn a_refusal_is_shown_in_the_servers_words() {
             &log[log.len() - 3..]
         );
         let script = ready([expect_then("PATCH regenerate", actions)]);
-        run_script(script, &[]).is(status, "", &[LOG[0], LOG[1], &log, &error(&said, state)]);
+        run_script(script, &[]).assert_run(
+            status,
+            "",
+            &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[1], &log, &error(&said, state)],
+        );
     }
 }
 
@@ -384,7 +361,7 @@ fn a_refusal_that_may_contain_a_secret_is_hidden() {
             &"404 (Bad: [hidden]); ".to_owned(),
         ),
     ] {
-        let portal = MockPortal::new(until(request, reply));
+        let portal = MockPortal::new(good_run_until(request, reply));
         let refused =
             run(program()
                 .env("DOCSPACE_API_KEY", KEY)
@@ -416,12 +393,12 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
         let target = format!("{target}: set --url to the portal's own address");
         let said = format!("answered [PATCH regenerate] with status 307 and redirects to {target}");
         let log = [
-            LOG[0],
-            LOG[1],
+            GOOD_RUN_LOG[0],
+            GOOD_RUN_LOG[1],
             "[PATCH regenerate] Status: 307",
             &error(&said, REFUSED),
         ];
-        run_script(until("PATCH regenerate", reply), &[]).is(3, "", &log);
+        run_script(good_run_until("PATCH regenerate", reply), &[]).assert_run(3, "", &log);
     }
     assert_eq!(other.connections(), 0);
 }
@@ -445,12 +422,20 @@ fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() 
         let status = status_line("DELETE revoke", &reply);
         let said = format!("answered [DELETE revoke] with status {said}");
         let not_revoked = error(&said, NOT_REVOKED);
-        let log = [&LOG[..4], &[&status, &not_revoked]].concat();
-        run_script(until("DELETE revoke", reply.clone()), &["--verify"]).is(5, &line(), &log);
+        let log = [&GOOD_RUN_LOG[..4], &[&status, &not_revoked]].concat();
+        run_script(
+            good_run_until("DELETE revoke", reply.clone()),
+            &["--verify"],
+        )
+        .assert_run(5, &secret_line(), &log);
         let (script, args) = (
             vec![sign_in(), expect("DELETE revoke", reply)],
             ["--only", "revoke"],
         );
-        run_script(script, &args).is(3, "", &[LOG[0], &status, &error(&said, REFUSED)]);
+        run_script(script, &args).assert_run(
+            3,
+            "",
+            &[GOOD_RUN_LOG[0], &status, &error(&said, REFUSED)],
+        );
     }
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use std::{fmt, fs, thread};
 
 use crate::mock::certificates::Certificates;
-use crate::mock::{BEARER, CLIENT, KEY, MockPortal, SECRET, SIGNATURE};
+use crate::mock::*;
+use crate::words::NOT_DELIVERED;
 
 /// Returns a command for the program, with an empty environment.
 pub fn program() -> Command {
@@ -142,7 +143,7 @@ impl Run {
 
     /// Checks the status, stdout, and each line of stderr; an expected line that ends in `…` is a prefix.
     #[track_caller]
-    pub fn is(&self, status: i32, stdout: &str, stderr: &[&str]) -> &Run {
+    pub fn assert_run(&self, status: i32, stdout: &str, stderr: &[&str]) -> &Run {
         assert_eq!(
             (self.status, &*self.stdout),
             (Some(status), stdout),
@@ -291,4 +292,88 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Runs to the end against a portal with this script.
+pub fn run_script(script: Vec<Expect>, args: &[&str]) -> Run {
+    let portal = MockPortal::new(script);
+    run(rotate(&portal).args(args))
+}
+
+/// Expects a good run up to this request, which gets another reply.
+pub fn good_run_until(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
+    let requests = [
+        "GET token",
+        "HEAD client",
+        "PATCH regenerate",
+        "DELETE revoke",
+    ];
+    let before = requests.iter().position(|name| *name == request).unwrap();
+    good_run()
+        .into_iter()
+        .take(before)
+        .chain([expect(request, reply)])
+        .collect()
+}
+
+/// Runs with an API key against a plain server, or with another bearer against one over TLS.
+pub fn run_at(tls: bool, script: Vec<Expect>, args: &[&str]) -> (Run, MockPortal) {
+    let (_folder, certificates, ca) = authority();
+    let portal = MockPortal::start(tls.then(|| certificates.server("127.0.0.1")), script);
+    let key = if tls { BEARER } else { KEY };
+    (
+        run(rotate(&portal)
+            .env("DOCSPACE_API_KEY", key)
+            .arg("--cacert")
+            .arg(ca)
+            .args(args)),
+        portal,
+    )
+}
+
+/// Runs a command with these arguments, and does something while it waits for the new secret.
+pub fn meanwhile(args: &[&str], then: Option<Expect>, action: impl FnOnce()) -> Run {
+    let (answer, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch].into_iter().chain(then)));
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q").args(args));
+    portal.wait_for(3);
+    action();
+    drop(answer);
+    finish(&command, child)
+}
+
+/// Lets a command start a session of its own, whose terminal is stdout, if that is one.
+pub fn in_new_session(command: &mut Command) -> &mut Command {
+    // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            libc::ioctl(1, libc::TIOCSCTTY, 0);
+            Ok(())
+        })
+    }
+}
+
+/// Checks that a command ends with status 2 and this error before it opens a connection to its portal.
+#[track_caller]
+pub fn assert_refused(error: &str, command: impl FnOnce(&MockPortal) -> Command) {
+    let portal = MockPortal::new(vec![]);
+    let done = run(&mut command(&portal));
+    done.assert_run(
+        2,
+        "",
+        &[&format!(
+            "docspace-rotate: {error}; nothing was sent; see --help"
+        )],
+    );
+    assert_eq!(portal.connections(), 0, "{done}");
+}
+
+/// Checks that a run ends with status 6 and this error.
+#[track_caller]
+pub fn assert_not_delivered(run: &Run, error: &str) {
+    let error =
+        format!("docspace-rotate: the new secret was not delivered to {error}; {NOT_DELIVERED}");
+    run.assert_run(6, "", &[&error]);
 }

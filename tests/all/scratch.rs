@@ -3,7 +3,6 @@
 //! Each test runs again in namespaces of its own, as root of nothing but these.
 
 use std::net::UdpSocket;
-use std::path::Path;
 use std::process::Command;
 use std::{fs, thread};
 
@@ -11,48 +10,8 @@ use docspace_rotate::cli::HELP;
 
 use crate::mock::certificates::Certificates;
 use crate::mock::*;
-use crate::output::is_refused;
-use crate::run::{self, Folder, finish, run, skipped, start};
-
-const INSIDE: &str = "DOCSPACE_ROTATE_IN_NAMESPACE";
-/// A new network namespace has a loopback device that is down.
-const LOOPBACK_UP: [&str; 5] = ["ip", "link", "set", "lo", "up"];
-const UNSHARE: [&str; 4] = ["--user", "--map-root-user", "--mount", "--net"];
-
-/// Runs a test again in namespaces, in which this returns true and the test goes on.
-pub fn in_namespaces(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        system(&LOOPBACK_UP.join(" "));
-        return true;
-    }
-    let unshare = |program: &Path, args: &[&str]| {
-        Command::new("unshare")
-            .args(UNSHARE)
-            .arg(program)
-            .args(args)
-            .env(INSIDE, "1")
-            .output()
-    };
-    if !unshare(Path::new("ip"), &LOOPBACK_UP[1..]).is_ok_and(|output| output.status.success()) {
-        skipped(
-            test,
-            "no namespaces here (unshare --user --mount --net), or no ip(8)",
-        );
-        return false;
-    }
-    let output = unshare(
-        &std::env::current_exe().unwrap(),
-        &["--exact", test, "--nocapture"],
-    )
-    .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "in namespaces:\n{text}"
-    );
-    false
-}
+use crate::namespaces::*;
+use crate::run::*;
 
 /// Returns an empty root with the static binary alone, if this is the test in namespaces.
 fn image(test: &str) -> Option<Folder> {
@@ -73,22 +32,9 @@ fn image(test: &str) -> Option<Folder> {
     })
 }
 
-/// Runs a command of the system, as in mount(8).
-pub fn system(words: &str) {
-    let words: Vec<&str> = words.split(' ').collect();
-    assert!(
-        Command::new(words[0])
-            .args(&words[1..])
-            .status()
-            .unwrap()
-            .success(),
-        "{words:?}"
-    );
-}
-
 /// Returns a command for the program in that root, as process 1.
 fn in_image(root: &Folder, url: &str, args: &[&str]) -> Command {
-    let mut command = run::command("unshare");
+    let mut command = command("unshare");
     command
         .args(["--pid", "--fork", "--kill-child", "--root"])
         .arg(root.as_ref());
@@ -116,7 +62,7 @@ fn runs_alone_in_an_empty_image() {
         return;
     };
     let portal = MockPortal::new(good_run());
-    run(&mut in_image(&root, &portal.url(), &[])).is(0, &line(), &[]);
+    run(&mut in_image(&root, &portal.url(), &[])).assert_run(0, &secret_line(), &[]);
     assert_eq!(root.names(), ["docspace-rotate"]);
 }
 
@@ -132,7 +78,11 @@ fn finds_a_name_in_etc_hosts_and_trusts_only_its_own_roots_or_the_ca_file() {
         3,
         "TLS failed: the certificate is from an unknown CA (see --cacert); ",
     );
-    run(in_image(&root, &url, &[]).env("SSL_CERT_FILE", "/ca.pem")).is(0, &line(), &[]);
+    run(in_image(&root, &url, &[]).env("SSL_CERT_FILE", "/ca.pem")).assert_run(
+        0,
+        &secret_line(),
+        &[],
+    );
 }
 
 /// Answers queries for A with 127.0.0.1, and for anything else with nothing (RFC 1035, section 4).
@@ -172,7 +122,11 @@ fn asks_a_name_server_once_for_two_connections_and_never_for_localhost() {
         let server = thread::spawn(move || answer_names(&server));
         let portal = MockPortal::tls(certificates.server(name), good_run());
         let url = format!("https://{name}:{}", portal.at.port());
-        run(&mut in_image(&root, &url, &["--cacert", "/ca.pem"])).is(0, &line(), &[]);
+        run(&mut in_image(&root, &url, &["--cacert", "/ca.pem"])).assert_run(
+            0,
+            &secret_line(),
+            &[],
+        );
         assert_eq!(portal.connections(), 2);
         UdpSocket::bind("127.0.0.1:0")
             .unwrap()
@@ -195,7 +149,7 @@ fn the_timeout_covers_a_silent_name_server() {
         "https://portal.invalid",
         &["--timeout", "1"],
     ))
-    .is(4, "", &[error]);
+    .assert_run(4, "", &[error]);
 }
 
 #[test]
@@ -205,7 +159,7 @@ fn a_command_has_to_be_in_the_image() {
     };
     for name in ["gh", "/bin/cat"] {
         let error = format!("cannot run the command {name}: not found, or not executable");
-        is_refused(&error, |portal| {
+        assert_refused(&error, |portal| {
             in_image(&root, &portal.url(), &["--", name])
         });
     }
@@ -217,7 +171,7 @@ fn a_command_has_to_be_in_the_image() {
         &["--", "/docspace-rotate", "-q", "--help"],
     ));
     let error = "the new secret was not delivered to the command /docspace-rotate: it exited without reading the …";
-    lost.is(6, HELP, &[&format!("docspace-rotate: {error}")]);
+    lost.assert_run(6, HELP, &[&format!("docspace-rotate: {error}")]);
 }
 
 #[test]
@@ -243,10 +197,10 @@ fn writes_to_a_mounted_file_in_a_read_only_image() {
         &portal.url(),
         &["--output", "/output"],
     ))
-    .is(0, "", &[]);
-    assert_eq!(fs::read_to_string(&output).unwrap(), line());
+    .assert_run(0, "", &[]);
+    assert_eq!(fs::read_to_string(&output).unwrap(), secret_line());
     let error = "cannot write to --output /other: Read-only file system";
-    is_refused(error, |portal| {
+    assert_refused(error, |portal| {
         in_image(&root, &portal.url(), &["--output", "/other"])
     });
     system(&format!("umount -R {at}"));
@@ -263,14 +217,11 @@ fn delivers_and_ends_at_a_signal() {
     let child = start(&mut command);
     portal.wait_for(3);
     // SAFETY: a plain system call, to the only child of the child.
-    assert_eq!(
-        unsafe { libc::kill(run::process_1(&child), libc::SIGTERM) },
-        0
-    );
+    assert_eq!(unsafe { libc::kill(process_1(&child), libc::SIGTERM) }, 0);
     drop(answer);
-    finish(&command, child).is(
+    finish(&command, child).assert_run(
         143,
-        &line(),
+        &secret_line(),
         &["docspace-rotate: ended by SIGTERM after the delivery; …"],
     );
 }

@@ -2,26 +2,8 @@
 
 use std::time::Duration;
 
-use crate::mock::{
-    Action, BEARER, Expect, KEY, LOG, MockPortal, SECRET, SIGNATURE, expect, expect_then, good_run,
-    json, line, probe, recorded, regenerate, response, revoke, sign_in, without_body,
-};
-use crate::run::{Run, authority, for_each, rotate, run};
-
-/// Runs with an API key against a plain server, or with another bearer against one over TLS.
-pub fn run_at(tls: bool, script: Vec<Expect>, args: &[&str]) -> (Run, MockPortal) {
-    let (_folder, certificates, ca) = authority();
-    let portal = MockPortal::start(tls.then(|| certificates.server("127.0.0.1")), script);
-    let key = if tls { BEARER } else { KEY };
-    (
-        run(rotate(&portal)
-            .env("DOCSPACE_API_KEY", key)
-            .arg("--cacert")
-            .arg(ca)
-            .args(args)),
-        portal,
-    )
-}
+use crate::mock::*;
+use crate::run::*;
 
 /// What the server does after a reply.
 type End = fn() -> Action;
@@ -42,7 +24,7 @@ fn accepts(position: usize, call: &'static str, replies: Vec<(Vec<u8>, End)>) {
             let result = (run.status, &*run.stdout, run.error());
             assert_eq!(
                 result,
-                (Some(0), &*line(), LOG[5]),
+                (Some(0), &*secret_line(), GOOD_RUN_LOG[5]),
                 "{call}: {reply:?}\n{run}"
             );
         },
@@ -111,10 +93,18 @@ fn any_definite_answer_to_the_undocumented_calls_is_fine() {
         let [token, head] =
             ["GET token", "HEAD client"].map(|call| format!("[{call}] Status: {status}"));
         let unsigned = "The portal gave no signature: continuing with the key alone.";
-        run.is(
+        run.assert_run(
             0,
-            &line(),
-            &[&token, unsigned, &head, LOG[2], LOG[3], LOG[4], LOG[5]],
+            &secret_line(),
+            &[
+                &token,
+                unsigned,
+                &head,
+                GOOD_RUN_LOG[2],
+                GOOD_RUN_LOG[3],
+                GOOD_RUN_LOG[4],
+                GOOD_RUN_LOG[5],
+            ],
         );
         let bearer = format!("Bearer {}", if tls { BEARER } else { KEY });
         for request in portal.requests() {
@@ -228,7 +218,7 @@ fn what_follows_the_reply_to_the_head_is_not_taken_for_the_next_reply() {
                 revoke(),
             ];
             let (run, portal) = run_at(tls, script, &[]);
-            run.is(0, &line(), &LOG);
+            run.assert_run(0, &secret_line(), &GOOD_RUN_LOG);
             assert_eq!(portal.connections(), 2, "{run}");
         });
     }

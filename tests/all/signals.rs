@@ -9,21 +9,9 @@ use std::time::{Duration, Instant};
 
 use libc::{SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGSTOP, SIGTERM};
 
-use crate::mock::{
-    Action, CLIENT, Expect, KEY, LOG, MockPortal, SECRET, expect, expect_then, gated, good_run,
-    line, ready, recorded, regenerate, response, revoke, sign_in, wait_until,
-};
-use crate::run::{self, Folder, Run, authority, finish, for_each, read_until, rotate, send, start};
-
-const UNCHANGED: &str = "the client's secret is unchanged; run again later";
-const UNKNOWN: &str = "the client may or may not have a new secret; \
-                       treat the old secret as revoked and run again in a few minutes";
-const NOT_DELIVERED: &str = "the client has a new secret that may not have been delivered; \
-                             fix the output or the command, then run again";
-const DELIVERED: &str = "the new secret was delivered, but the consent may still be in force; \
-                         run again with --only revoke";
-const NOT_VERIFIED: &str =
-    "the new secret was delivered, but not verified; check that the client can sign in with it";
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 /// Returns the line of a run that a signal or the timer has ended.
 fn ended(cause: &str, step: &str, state: &str) -> String {
@@ -92,8 +80,8 @@ fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
             ready([regenerate()]),
             "DELETE revoke",
             &[],
-            DELIVERED,
-            &line(),
+            NOT_REVOKED,
+            &secret_line(),
         ),
         (
             vec![sign_in()],
@@ -107,11 +95,11 @@ fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
             "POST introspect",
             &["--verify"],
             NOT_VERIFIED,
-            &line(),
+            &secret_line(),
         ),
     ] {
         let run = signal_during(before, (request, b"", b""), args, &[SIGTERM]);
-        run.is(
+        run.assert_run(
             143,
             stdout,
             &[&ended("ended by SIGTERM", &format!("[{request}]"), state)],
@@ -136,7 +124,7 @@ fn a_signal_before_anything_is_sent_names_the_file() {
     ] {
         let folder = Folder::new();
         let fifo = folder.fifo();
-        let mut command = run::program();
+        let mut command = program();
         command
             .env("DOCSPACE_API_KEY", KEY)
             .env("DOCSPACE_CLIENT_ID", CLIENT)
@@ -150,7 +138,7 @@ fn a_signal_before_anything_is_sent_names_the_file() {
         let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
         send(&child, SIGTERM);
         let error = format!("docspace-rotate: ended by SIGTERM while reading {what}; {UNCHANGED}");
-        finish(&command, child).is(143, "", &[&error]);
+        finish(&command, child).assert_run(143, "", &[&error]);
     }
 }
 
@@ -168,8 +156,8 @@ fn a_signal_ends_a_wait_for_another_attempt() {
         (
             ready([regenerate(), busy("DELETE revoke")]),
             "[DELETE revoke]",
-            DELIVERED,
-            &line(),
+            NOT_REVOKED,
+            &secret_line(),
         ),
     ] {
         let portal = MockPortal::new(script);
@@ -178,7 +166,7 @@ fn a_signal_ends_a_wait_for_another_attempt() {
         read_until(&mut child, "trying again in 60");
         read_until(&mut child, "\n");
         send(&child, SIGTERM);
-        finish(&command, child).is(143, stdout, &[&ended("ended by SIGTERM", step, state)]);
+        finish(&command, child).assert_run(143, stdout, &[&ended("ended by SIGTERM", step, state)]);
     }
 }
 
@@ -192,7 +180,7 @@ fn a_signal_during_the_handshake_for_the_patch_is_not_deferred() {
     let child = start(command.arg("-q").arg("--cacert").arg(ca));
     assert!(wait_until(|| portal.connections() == 2));
     send(&child, SIGTERM);
-    finish(&command, child).is(
+    finish(&command, child).assert_run(
         143,
         "",
         &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)],
@@ -210,15 +198,19 @@ fn the_first_signal_during_the_patch_is_deferred_until_the_secret_is_delivered()
         for received in [0, reply.len() - 30, reply.len() - 1] {
             let patch = ("PATCH regenerate", &reply[..received], &reply[received..]);
             let run = signal_during(ready([]), patch, &[], signals);
-            run.is(status, &line(), &[&ended(cause, "the delivery", DELIVERED)]);
+            run.assert_run(
+                status,
+                &secret_line(),
+                &[&ended(cause, "the delivery", NOT_REVOKED)],
+            );
             let mut args = vec!["--only", "regenerate"];
             // Nothing is left to do.
-            signal_during(ready([]), patch, &args, signals).is(0, &line(), &[]);
+            signal_during(ready([]), patch, &args, signals).assert_run(0, &secret_line(), &[]);
             args.push("--verify");
             let run = signal_during(ready([]), patch, &args, signals);
-            run.is(
+            run.assert_run(
                 status,
-                &line(),
+                &secret_line(),
                 &[&ended(cause, "the delivery", NOT_VERIFIED)],
             );
         }
@@ -229,9 +221,9 @@ fn the_first_signal_during_the_patch_is_deferred_until_the_secret_is_delivered()
 #[test]
 fn a_signal_during_the_delivery_is_deferred_until_its_end() {
     for (args, signals, status, cause, state) in [
-        (&[][..], &[SIGHUP][..], 129, "ended by SIGHUP", DELIVERED),
-        (&[], &[SIGINT, SIGTERM], 130, "ended by SIGINT", DELIVERED),
-        (&[], &[SIGTERM], 143, "ended by SIGTERM", DELIVERED),
+        (&[][..], &[SIGHUP][..], 129, "ended by SIGHUP", NOT_REVOKED),
+        (&[], &[SIGINT, SIGTERM], 130, "ended by SIGINT", NOT_REVOKED),
+        (&[], &[SIGTERM], 143, "ended by SIGTERM", NOT_REVOKED),
         (&["--only", "regenerate"], &[SIGTERM], 0, "", ""),
         (
             &[],
@@ -242,7 +234,7 @@ fn a_signal_during_the_delivery_is_deferred_until_its_end() {
         ),
         (&[], &[SIGALRM], 6, "timed out", NOT_DELIVERED),
     ] {
-        let (reader, writer) = run::full_pipe();
+        let (reader, writer) = full_pipe();
         let portal = MockPortal::new(ready([regenerate()]));
         let mut command = rotate(&portal);
         let mut child = command
@@ -260,9 +252,13 @@ fn a_signal_during_the_delivery_is_deferred_until_its_end() {
             .iter()
             .for_each(|signal| send_and_wait(&child, *signal));
         let text = std::io::read_to_string(reader).unwrap();
-        assert_eq!(text.ends_with(&line()), !signals.contains(&SIGALRM));
+        assert_eq!(text.ends_with(&secret_line()), !signals.contains(&SIGALRM));
         let error = ended(cause, "the delivery", state);
-        finish(&command, child).is(status, "", &[error.as_str()][..usize::from(status != 0)]);
+        finish(&command, child).assert_run(
+            status,
+            "",
+            &[error.as_str()][..usize::from(status != 0)],
+        );
     }
 }
 
@@ -328,10 +324,10 @@ fn of_two_pending_signals_the_first_that_is_handled_counts() {
         send(&child, signal);
     }
     drop(gate);
-    finish(&command, child).is(
+    finish(&command, child).assert_run(
         130,
-        &line(),
-        &[&ended("ended by SIGINT", "the delivery", DELIVERED)],
+        &secret_line(),
+        &[&ended("ended by SIGINT", "the delivery", NOT_REVOKED)],
     );
 }
 
@@ -350,7 +346,7 @@ fn a_patch_gets_five_seconds_after_a_signal() {
                 sleep(Duration::from_secs(second).saturating_sub(since.elapsed()));
                 send(&child, SIGTERM);
             }
-            finish(&command, child).is(
+            finish(&command, child).assert_run(
                 143,
                 "",
                 &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNKNOWN)],
@@ -377,10 +373,10 @@ fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() 
     send(&child, SIGTERM);
     sleep(Duration::from_secs(4));
     drop(reply);
-    finish(&command, child).is(
+    finish(&command, child).assert_run(
         143,
         "",
-        &[&ended("ended by SIGTERM", "the delivery", DELIVERED)],
+        &[&ended("ended by SIGTERM", "the delivery", NOT_REVOKED)],
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), SECRET);
 }
@@ -389,7 +385,7 @@ fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() 
 fn no_signal_changes_the_status_of_a_check_that_is_ready() {
     for signal in [SIGTERM, SIGALRM] {
         let last: Last = ("GET @self", b"", &response("404 ", "", ""));
-        signal_during(ready([]), last, &["--check"], &[signal]).is(0, "", &[]);
+        signal_during(ready([]), last, &["--check"], &[signal]).assert_run(0, "", &[]);
     }
 }
 
@@ -420,7 +416,7 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
         portal.wait_for(2);
         send(&child, signal);
         drop(reply);
-        finish(&command, child).is(0, &line(), &LOG);
+        finish(&command, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
     }
 }
 
@@ -434,15 +430,15 @@ fn an_inherited_alarm_does_no_harm() {
         let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
         let mut command = rotate(&portal);
         inherit(&mut command, SIGALRM, disposition, mask, pending);
-        let run = run::run(command.args(["-q", "--timeout", "1.5"]));
-        run.is(4, "", &[&ended("timed out", "[HEAD client]", UNCHANGED)]);
+        let run = run(command.args(["-q", "--timeout", "1.5"]));
+        run.assert_run(4, "", &[&ended("timed out", "[HEAD client]", UNCHANGED)]);
     }
 }
 
 #[test]
 fn a_full_stderr_delays_no_signal() {
     for (signal, status) in [(SIGTERM, 143), (SIGALRM, 4)] {
-        let (_reader, writer) = run::full_pipe();
+        let (_reader, writer) = full_pipe();
         let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
         let mut child = rotate(&portal)
             .stdout(Stdio::null())
@@ -471,7 +467,7 @@ fn process_1_gets_signals() {
         .output()
         .is_ok_and(|o| o.status.success())
     {
-        return run::skipped(
+        return skipped(
             "process_1_gets_signals",
             "no namespaces here (unshare --user --pid)",
         );
@@ -479,7 +475,7 @@ fn process_1_gets_signals() {
     let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch]));
     let plain = rotate(&portal);
-    let mut command = run::command("unshare");
+    let mut command = command("unshare");
     command
         .args(namespace)
         .arg(plain.get_program())
@@ -493,11 +489,11 @@ fn process_1_gets_signals() {
     let child = start(&mut command);
     portal.wait_for(3);
     // SAFETY: a plain system call, to the one child of the child.
-    assert_eq!(unsafe { libc::kill(run::process_1(&child), SIGTERM) }, 0);
+    assert_eq!(unsafe { libc::kill(process_1(&child), SIGTERM) }, 0);
     drop(reply);
-    finish(&command, child).is(
+    finish(&command, child).assert_run(
         143,
-        &line(),
-        &[&ended("ended by SIGTERM", "the delivery", DELIVERED)],
+        &secret_line(),
+        &[&ended("ended by SIGTERM", "the delivery", NOT_REVOKED)],
     );
 }

@@ -4,13 +4,9 @@ use rustls::HandshakeKind::{Full, Resumed};
 use rustls::version::{TLS12, TLS13};
 
 use crate::mock::certificates::Certificates;
-use crate::mock::{
-    Action, Expect, LOG, MockPortal, expect_then, good_run, introspect, line, probe, ready,
-    regenerate, response, revoke, sign_in,
-};
-use crate::rotate::REFUSED;
-use crate::run::{authority, rotate, run};
-use crate::servers::run_at;
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
 
 #[test]
 fn a_named_ca_is_trusted_and_the_second_handshake_resumes_the_first() {
@@ -32,7 +28,7 @@ fn a_named_ca_is_trusted_and_the_second_handshake_resumes_the_first() {
         let mut command = rotate(&portal);
         command.args(argument.map(|file| format!("--cacert={}", file.display())));
         command.envs(variable.map(|file| ("SSL_CERT_FILE", file)));
-        run(&mut command).is(0, &line(), &LOG);
+        run(&mut command).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
         assert_eq!(portal.handshakes(), [Full, Resumed]);
     }
 }
@@ -102,7 +98,7 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
             let error =
                 format!("127.0.0.1 was not reached for [{call}]: TLS failed: {why}; {REFUSED}");
             let (run, _portal) = run_at(true, script, &["-q"]);
-            run.is(3, "", &[&format!("docspace-rotate: {error}")]);
+            run.assert_run(3, "", &[&format!("docspace-rotate: {error}")]);
         }
     }
     let (_folder, certificates, ca) = authority();
@@ -155,5 +151,5 @@ fn an_error_of_tls_instead_of_a_reply_depends_on_the_call() {
         .into_iter()
         .chain([fails("POST introspect"), introspect()])
         .collect())
-    .is(0, &line(), &[]);
+    .assert_run(0, &secret_line(), &[]);
 }

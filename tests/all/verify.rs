@@ -4,12 +4,8 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::mock::{
-    Action, CLIENT, Expect, LOG, MockPortal, SECRET, expect, expect_then, good_run, introspect,
-    json, line, ready, recorded, regenerate, response,
-};
-use crate::rotate::run_script;
-use crate::run::{finish, full_pipe, rotate, run};
+use crate::mock::*;
+use crate::run::*;
 
 /// Expects a good run, and reacts to the introspection like this.
 fn asked(action: Action) -> Vec<Expect> {
@@ -23,11 +19,11 @@ fn asked(action: Action) -> Vec<Expect> {
 fn a_live_secret_is_0() {
     let portal = MockPortal::new(asked(Action::Send(recorded("introspect-200"))));
     let log = [
-        &LOG[..],
+        &GOOD_RUN_LOG[..],
         &["[POST introspect] Status: 200", "The new secret is live."],
     ]
     .concat();
-    run(rotate(&portal).arg("--verify")).is(0, &line(), &log);
+    run(rotate(&portal).arg("--verify")).assert_run(0, &secret_line(), &log);
     let request = portal.requests().pop().unwrap();
     assert_eq!(
         (request.connection, &*request.target),
@@ -63,7 +59,7 @@ fn is_retried_and_works_below_a_path_and_without_the_revoke() {
     ));
     let url = format!("{}/docs", portal.url());
     let args = ["-q", "--verify", "--only", "regenerate", "--url", &url];
-    run(rotate(&portal).args(args)).is(0, "a+b&c=d\n", &[]);
+    run(rotate(&portal).args(args)).assert_run(0, "a+b&c=d\n", &[]);
     let request = portal.requests().pop().unwrap();
     assert_eq!(request.target, "/docs/oauth2/introspect");
     assert!(
@@ -76,12 +72,12 @@ fn is_retried_and_works_below_a_path_and_without_the_revoke() {
 fn a_dead_secret_is_8_and_says_to_run_again() {
     let error = "docspace-rotate: 127.0.0.1 rejects the new secret: another run or a late PATCH has replaced it; \
         the new secret was delivered, but not verified; run again, one run at a time";
-    let log = [&LOG[..], &["[POST introspect] Status: 401", error]].concat();
+    let log = [&GOOD_RUN_LOG[..], &["[POST introspect] Status: 401", error]].concat();
     run_script(
         asked(Action::Send(recorded("introspect-401"))),
         &["--verify"],
     )
-    .is(8, &line(), &log);
+    .assert_run(8, &secret_line(), &log);
 }
 
 #[test]
@@ -125,7 +121,11 @@ fn a_portal_that_cannot_be_asked_is_8_and_says_to_check() {
         ),
     ] {
         let done = run_script(asked(action), &["--verify"]);
-        assert_eq!((done.status, &done.stdout), (Some(8), &line()), "{done}");
+        assert_eq!(
+            (done.status, &done.stdout),
+            (Some(8), &secret_line()),
+            "{done}"
+        );
         assert!(done.error().contains(said), "{said}\n{done}");
         let state = "; the new secret was delivered, but not verified; check that the client can sign in with it";
         assert!(done.error().ends_with(state), "{done}");
@@ -147,7 +147,11 @@ fn has_time_after_a_slow_revoke() {
         delete,
         expect_then("POST introspect", late("introspect-200")),
     ]);
-    run_script(script, &["--quiet", "--verify", "--timeout", "1.5"]).is(0, &line(), &[]);
+    run_script(script, &["--quiet", "--verify", "--timeout", "1.5"]).assert_run(
+        0,
+        &secret_line(),
+        &[],
+    );
 }
 
 /// Both runs get status 200, and the secret of the first is dead.
@@ -180,12 +184,12 @@ fn of_two_runs_at_once_the_first_is_told() {
         .spawn()
         .unwrap();
     portal.wait_for(3);
-    run(rotate(&portal).args(["-q", "--verify"])).is(0, "secret-2\n", &[]);
+    run(rotate(&portal).args(["-q", "--verify"])).assert_run(0, "secret-2\n", &[]);
     drop(first);
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("xsecret-1\n"));
-    finish(&rotate(&portal), child).is(
+    finish(&rotate(&portal), child).assert_run(
         8,
         "",
         &["docspace-rotate: 127.0.0.1 rejects the new secret: …"],

@@ -15,7 +15,7 @@ pub const KEY: &str = "sk-4f1d9c0b7a6e5d3c2b1a0f9e8d7c6b5a";
 pub const BEARER: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJiZWFyZXIifQ.b2Ytc29tZS1vdGhlci1raW5k";
 
 /// What the program logs during a good run.
-pub const LOG: [&str; 6] = [
+pub const GOOD_RUN_LOG: [&str; 6] = [
     "[GET token] Status: 200",
     "[HEAD client] Status: 200",
     "[PATCH regenerate] Status: 200",
@@ -25,7 +25,7 @@ pub const LOG: [&str; 6] = [
 ];
 
 /// Returns what the program prints for `patch-200`.
-pub fn line() -> String {
+pub fn secret_line() -> String {
     format!("{SECRET}\n")
 }
 
