@@ -6,7 +6,7 @@ mod mock;
 
 use docspace_rotate::cli::{self, Action};
 use docspace_rotate::error::{Error, log};
-use docspace_rotate::{rotate, signal};
+use docspace_rotate::{rotate, settings, signal};
 use mock::{CLIENT, KEY, MockPortal, Request, json, recorded};
 
 fn main() {
@@ -61,7 +61,7 @@ fn run(portal: &MockPortal, key: &str, args: &[&str]) -> Result<(), Error> {
         return Ok(());
     };
     signal::start(arguments.timeout);
-    let options = arguments.options(|name| match name {
+    let options = settings::read(*arguments, |name| match name {
         "DOCSPACE_BASE_URL" => Some(portal.url().into()),
         "DOCSPACE_API_KEY" => Some(key.into()),
         _ => None,

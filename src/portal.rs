@@ -1,18 +1,16 @@
-//! The calls to a portal: what is sent, how the result reads in the log, and when it is sent again.
+//! The calls to a portal: what is sent, when it is sent again, and how the result reads in the log.
 
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::address::{Proxy, Url, redirect_target};
+use crate::call::Call;
 use crate::error::{Error, State, log};
-use crate::http::Http;
-use crate::reply::{self, Failure, Next, Outcome, Reply};
-use crate::secret::{HIDDEN, NewSecret, Secret, has_token, redact, shorten};
-use crate::signal::{self, GRACE, Step};
-
-/// A signature lives five minutes. One that is older than this is renewed.
-const SIGNATURE_MAX_AGE: Duration = Duration::from_secs(4 * 60);
+use crate::failure::Failure;
+use crate::http::{Http, Request};
+use crate::reply::{self, NotDone, Reply, SignIn};
+use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
+use crate::signal;
 
 #[derive(Debug)]
 pub struct Settings {
@@ -27,9 +25,8 @@ pub struct Settings {
 pub struct Portal<'a> {
     settings: &'a Settings,
     http: Http,
-    peer: String,
-    /// Every signature and when it came. The last is in use; older ones may still be valid.
-    signatures: Vec<(Secret, Instant)>,
+    signature: Option<Secret>,
+    /// The status of a sign-in that gave no signature.
     unsigned_status: Option<u16>,
     new: Option<NewSecret>,
 }
@@ -39,76 +36,59 @@ impl<'a> Portal<'a> {
         let Settings {
             url, proxy, cacert, ..
         } = settings;
-        let through = |proxy: &Proxy| {
-            format!(
-                " through the proxy {} from {}",
-                proxy.address, proxy.variable
-            )
-        };
-        let peer = url.host.clone() + &proxy.as_ref().map(through).unwrap_or_default();
-        signal::PEER.get_or_init(|| peer.clone());
-        let proxy = proxy.as_ref().map(|proxy| proxy.inner.clone());
-        let http = Http::new(url.text.clone(), proxy, cacert.as_deref());
-        let http = http.map_err(|why| Error::usage(format!("the CA file {why}")))?;
+        let http = Http::new(url, proxy.as_ref(), cacert.as_deref());
+        let http = http.map_err(Error::usage)?;
         Ok(Portal {
             settings,
             http,
-            peer,
-            signatures: vec![],
+            signature: None,
             unsigned_status: None,
             new: None,
         })
     }
 
-    /// Turns the key into a signature, which later calls carry beside the key.
+    /// Turns the key into a signature, which later calls carry beside the key. A server without
+    /// such a sign-in gets the key alone.
     pub fn sign_in(&mut self) -> Result<(), Error> {
-        let reply = self.call(Step::SignIn, State::Unreached)?;
-        match reply::signature(&reply) {
-            Some(signature) => self.signatures.push((signature, Instant::now())),
-            None => {
-                self.unsigned_status = Some(reply.status);
+        match self.call(Call::SignIn, reply::sign_in)? {
+            SignIn::Signature(signature) => self.signature = Some(signature),
+            SignIn::Unsupported(status) => {
+                self.unsigned_status = Some(status);
                 self.log("The portal gave no signature: continuing with the key alone.");
             }
         }
         Ok(())
     }
 
-    /// Waits out an outage. Any definite answer will do: if the id or the role is wrong, the PATCH says why.
+    /// Waits out an outage. Any definite answer will do: if the id or the role is wrong, the PATCH
+    /// says why.
     pub fn wait_until_ready(&mut self) -> Result<(), Error> {
-        self.call(Step::Probe, State::Unreached).map(drop)
+        self.call(Call::Probe, reply::ready)?;
+        Ok(())
     }
 
+    /// Checks that the client is there, and says when the key expires.
     pub fn check(&mut self) -> Result<(), Error> {
-        let reply = self.call(Step::Probe, State::Unreached)?;
-        if reply.status >= 300 {
-            return Err(Error::new(
-                State::Refused,
-                self.describe(Step::Probe, &Ok(reply)),
-            ));
-        }
-        // From here on nothing changes the status.
-        signal::ignore();
+        let is_signed = self.unsigned_status.is_none();
+        let read = |reply: &Reply| reply::client_exists(reply, is_signed);
+        self.call(Call::Probe, read)?;
+        // The rest is extra: nothing changes the status any more.
+        signal::finish();
         let Settings {
             client, url, key, ..
         } = self.settings;
-        let key = if key.expose().starts_with("sk-") {
-            "an API key"
+        let key = if key.is_api_key() {
+            "API key"
         } else {
-            "a bearer token"
+            "bearer token"
         };
-        let way = if self.signatures.is_empty() {
-            "without"
-        } else {
-            "with"
-        };
+        let signed_in = if is_signed { "signed in" } else { "no sign-in" };
         self.log(&format!(
-            "Ready: {} has client {client}, by {key} {way} sign-in.",
+            "Ready: {} knows client {client} ({key}, {signed_in}).",
             url.text
         ));
-        if let Some(date) = self
-            .send(Step::Expiry)
-            .ok()
-            .and_then(|reply| reply::expiry(&reply))
+        if let Ok(reply) = self.send(Call::Expiry)
+            && let Some(date) = reply::expiry(&reply)
         {
             self.log(&format!("The API key expires on {date}."));
         }
@@ -116,19 +96,13 @@ impl<'a> Portal<'a> {
     }
 
     pub fn regenerate(&mut self) -> Result<&NewSecret, Error> {
-        let reply = self.call(Step::Regenerate, State::Unreached)?;
-        let new = reply::new_secret(&reply.body).map_err(|why| Error::new(State::Unknown, why))?;
+        let new = self.call(Call::Regenerate, reply::regenerated)?;
         self.log("Client secret has been regenerated.");
         Ok(self.new.insert(new))
     }
 
     pub fn revoke(&mut self) -> Result<(), Error> {
-        let before = if self.new.is_some() {
-            State::NotRevoked
-        } else {
-            State::Unreached
-        };
-        self.call(Step::Revoke, before)?;
+        self.call(Call::Revoke, reply::revoked)?;
         self.log(&format!(
             "Client consent revoked for client {}.",
             self.settings.client
@@ -138,181 +112,195 @@ impl<'a> Portal<'a> {
 
     /// Checks that the new secret is live. After two runs at once, that of the faster one is dead.
     pub fn verify(&mut self) -> Result<(), Error> {
-        let reply = self.call(Step::Introspect, State::NotVerified)?;
-        match reply::is_live(&reply) {
-            Some(true) => {
-                self.log("The new secret is live.");
-                Ok(())
-            }
-            Some(false) => Err(Error {
-                state: State::NotVerified,
-                what: format!(
-                    "{} rejects the new secret: another run or a late PATCH has replaced it",
-                    self.peer
-                ),
-                words: "the new secret was delivered, but not verified; run again, one run at a time",
-            }),
-            None => Err(Error::new(
-                State::NotVerified,
-                self.describe(Step::Introspect, &Ok(reply)),
-            )),
+        if !self.call(Call::Introspect, reply::is_live)? {
+            let what = format!(
+                "{} rejects the new secret: another run or a late PATCH has replaced it",
+                self.peer()
+            );
+            return Err(Error::new(State::NotVerified, what));
         }
+        self.log("The new secret is live.");
+        Ok(())
     }
 
-    /// Makes a call in this state, and repeats it if that is safe and there is time.
-    fn call(&mut self, step: Step, before: State) -> Result<Reply, Error> {
+    /// Makes a call, and repeats it while that is safe and there is time. Returns what `read` makes
+    /// of the reply.
+    fn call<T>(
+        &mut self,
+        call: Call,
+        read: impl Fn(&Reply) -> Result<T, NotDone>,
+    ) -> Result<T, Error> {
         let mut attempt = 0;
         loop {
-            if before != State::Unreached {
-                signal::enter(before, GRACE);
+            let result = self.send(call);
+            match reply::evaluate(call, &result, &read) {
+                Ok(value) => {
+                    self.log(&self.summarize(call, &result));
+                    return Ok(value);
+                }
+                Err(not_done) => self.wait_or_fail(call, attempt, &result, not_done)?,
             }
-            self.renew_signature(step);
-            let outcome = self.send(step);
-            let next = reply::classify(step, &outcome);
-            match (step, next) {
-                // Nothing has changed: a deferred signal ends the run here.
-                (Step::Regenerate, Next::Retry) => signal::enter(before, Duration::ZERO),
-                (Step::Regenerate, Next::Done) => signal::enter(State::NotDelivered, GRACE),
-                _ => {}
-            }
-            let wait = reply::wait(attempt, &outcome);
-            if next == Next::Retry && wait < signal::time_left() {
-                self.log(&format!(
-                    "{}, trying again in {wait:?}",
-                    self.summarize(step, &outcome)
-                ));
-                thread::sleep(wait);
-                attempt += 1;
-                continue;
-            }
-            if outcome.is_ok() {
-                self.log(&self.summarize(step, &outcome));
-            }
-            let (state, late) = match next {
-                Next::Unknown => (State::Unknown, String::new()),
-                Next::Retry => (
-                    before,
-                    format!(", and the next attempt in {wait:?} would exceed the time limit"),
-                ),
-                _ if before == State::Unreached => (State::Refused, String::new()),
-                _ => (before, String::new()),
-            };
-            return match outcome {
-                Ok(reply) if next == Next::Done => Ok(reply),
-                outcome => Err(Error::new(state, self.describe(step, &outcome) + &late)),
-            };
+            attempt += 1;
+            signal::grant_time();
         }
     }
 
-    fn send(&self, step: Step) -> Outcome {
+    /// Waits before the next attempt. If there is none, the error says why.
+    fn wait_or_fail(
+        &self,
+        call: Call,
+        attempt: u32,
+        result: &Result<Reply, Failure>,
+        not_done: NotDone,
+    ) -> Result<(), Error> {
+        if let NotDone::Busy(_) = not_done
+            && signal::state() == State::Unknown
+        {
+            // The PATCH did nothing, so a deferred signal ends the run here.
+            signal::enter(State::Unreached);
+        }
+        let may_repeat = match not_done {
+            NotDone::Busy(_) => true,
+            NotDone::Unclear(_) => call.is_idempotent(),
+            NotDone::Refused(_) => false,
+        };
+        let wait = reply::wait(attempt, result.as_ref().ok());
+        if may_repeat && wait < signal::time_left() {
+            let summary = self.summarize(call, result);
+            self.log(&format!("{summary}, trying again in {wait:?}"));
+            thread::sleep(wait);
+            return Ok(());
+        }
+        if result.is_ok() {
+            self.log(&self.summarize(call, result));
+        }
+        let (NotDone::Busy(reason) | NotDone::Unclear(reason) | NotDone::Refused(reason)) =
+            &not_done;
+        let mut what = self.describe(call, result, reason.as_deref());
+        if may_repeat {
+            what += &format!(", and the next attempt in {wait:?} would exceed the time limit");
+        }
+        Err(Error::new(self.final_state(&not_done), what))
+    }
+
+    /// Returns the state after a call that failed for good.
+    fn final_state(&self, not_done: &NotDone) -> State {
+        match (signal::state(), not_done) {
+            // Without a new secret, a refusal proves that the PATCH did nothing.
+            (State::Unreached | State::Unknown, NotDone::Refused(_)) => State::Refused,
+            (state, _) => state,
+        }
+    }
+
+    /// Makes one attempt.
+    fn send(&self, call: Call) -> Result<Reply, Failure> {
+        signal::doing(format!("during {} at {}", call.name(), self.peer()));
         let Settings { client, key, .. } = self.settings;
-        let call = match step {
-            Step::Probe => ("HEAD", format!("/api/2.0/clients/{client}")),
-            Step::Regenerate => ("PATCH", format!("/api/2.0/clients/{client}/regenerate")),
-            Step::Revoke => ("DELETE", format!("/api/2.0/clients/{client}/revoke")),
-            Step::Introspect => ("POST", "/oauth2/introspect".to_owned()),
-            Step::Expiry => ("GET", "/api/2.0/keys/@self".to_owned()),
-            _ => ("GET", "/api/2.0/security/oauth2/token".to_owned()),
+        let mut request = Request {
+            call,
+            path: call.path(client),
+            headers: vec![],
+            form: None,
         };
-        // An introspection authenticates with the new secret alone. Its token is any text.
-        let new = self.new.as_ref().filter(|_| step == Step::Introspect);
-        let (client, token) = (("client_id", client.as_str()), ("token", "docspace-rotate"));
-        let form = new.map(|new| [client, ("client_secret", new.secret.expose()), token]);
-        let bearer = form
-            .is_none()
-            .then(|| ("authorization", format!("Bearer {}", key.expose())));
-        let signature = self.signatures.last().filter(|_| is_signed(step));
-        let signature =
-            signature.map(|(signature, _)| ("x-signature", signature.expose().to_owned()));
-        self.http.send(step, call, [bearer, signature], form)
-    }
-
-    /// Renews an old signature. One attempt: if it fails, the call's own answer says why.
-    fn renew_signature(&mut self, step: Step) {
-        let is_old = self
-            .signatures
-            .last()
-            .is_some_and(|(_, since)| since.elapsed() > SIGNATURE_MAX_AGE);
-        if is_old && is_signed(step) {
-            let outcome = self.send(Step::SignIn);
-            self.log(&self.summarize(Step::SignIn, &outcome));
-            let new = outcome.ok().and_then(|reply| reply::signature(&reply));
-            self.signatures.extend(new.map(|new| (new, Instant::now())));
+        if let (Call::Introspect, Some(new)) = (call, &self.new) {
+            // It authenticates with the new secret alone. The token can be any text.
+            request.form = Some(vec![
+                ("client_id", client.clone()),
+                ("client_secret", new.secret.expose().to_owned()),
+                ("token", "docspace-rotate".to_owned()),
+            ]);
+            return self.http.send(&request);
         }
-    }
-
-    fn summarize(&self, step: Step, outcome: &Outcome) -> String {
-        match outcome {
-            Ok(reply) => format!("{} Status: {}", step.name(), reply.status),
-            Err(_) => self.describe(step, outcome),
-        }
-    }
-
-    fn describe(&self, step: Step, outcome: &Outcome) -> String {
-        let (peer, name) = (&self.peer, step.name());
-        let clean = |text: &str| self.redact(step, text);
-        let reply = match outcome {
-            Ok(reply) => reply,
-            Err(Failure { sent, why, .. }) => {
-                let verb = if *sent {
-                    "gave no usable answer to"
-                } else {
-                    "was not reached for"
-                };
-                return format!("{peer} {verb} {name}: {}", clean(why));
-            }
-        };
-        let status = reply.status;
-        let mut words = format!("{peer} answered {name} with status {status}");
-        if (300..400).contains(&status) && !reply.location.is_empty() {
-            let to = clean(&redirect_target(&reply.location));
-            words += &format!(" and redirects to {to}: set --url to the portal's own address");
-        }
-        let said: Vec<String> = reply::refusal(reply)
-            .iter()
-            .map(|text| clean(text))
-            .collect();
-        if status >= 300 && !said.is_empty() {
-            words += &format!(" ({})", shorten(said.join(": ")));
-        }
-        let why = match (step, status) {
-            (Step::SignIn, 401) => "the key is wrong or has expired",
-            (Step::Regenerate, ..300) => reply::new_secret(&reply.body).err().unwrap_or_default(),
-            (Step::Probe | Step::Revoke, ..300) if !reply.truncated => "a web page",
-            (Step::Probe, 403) if self.unsigned_status.is_none() => {
-                "the role of the key's user does not allow it"
-            }
-            (Step::Probe, 404) => "there is no such client that the key's user may manage",
-            (Step::Probe, 405 | 501) => "the client cannot be checked, but a run may work",
-            (Step::Introspect, 200 | 401) => "not a reply to an introspection",
-            _ => "",
-        };
-        if !why.is_empty() {
-            words += &format!(": {why}");
-        }
-        if let Some(status) = self
-            .unsigned_status
-            .filter(|_| is_signed(step) && reply.status >= 300)
+        let bearer = format!("Bearer {}", key.expose());
+        request.headers.push(("authorization", bearer));
+        if call.is_signed()
+            && let Some(signature) = &self.signature
         {
-            let why = if status == 403 {
-                ": the key may lack the global scopes"
-            } else {
-                ""
+            let signature = signature.expose().to_owned();
+            request.headers.push(("x-signature", signature));
+        }
+        self.http.send(&request)
+    }
+
+    /// Returns the portal's host, and the proxy on the way to it.
+    fn peer(&self) -> String {
+        let host = &self.settings.url.host;
+        match &self.settings.proxy {
+            Some(Proxy {
+                address, variable, ..
+            }) => {
+                format!("{host} through the proxy {address} from {variable}")
+            }
+            None => host.clone(),
+        }
+    }
+
+    fn summarize(&self, call: Call, result: &Result<Reply, Failure>) -> String {
+        match result {
+            Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
+            Err(failure) => self.describe(call, result, Some(&failure.why)),
+        }
+    }
+
+    /// Says what the result of a call was, in one sentence that contains no secret.
+    fn describe(
+        &self,
+        call: Call,
+        result: &Result<Reply, Failure>,
+        reason: Option<&str>,
+    ) -> String {
+        let (peer, name) = (self.peer(), call.name());
+        let mut what = match result {
+            Ok(reply) => format!("{peer} answered {name} with status {}", reply.status),
+            Err(failure) if failure.sent => format!("{peer} gave no valid answer to {name}"),
+            Err(_) => format!("{peer} could not be reached for {name}"),
+        };
+        if let Ok(reply) = result
+            && reply.status >= 300
+        {
+            what += &self.server_words(call, reply);
+        }
+        if let Some(reason) = reason {
+            what += &format!(": {}", self.redact(call, reason));
+        }
+        if let Ok(reply) = result
+            && reply.status >= 300
+            && call.is_signed()
+            && let Some(status) = self.unsigned_status
+        {
+            let why = match status {
+                403 => ": the key may lack the global scopes",
+                _ => "",
             };
-            words += &format!(", and [GET token] gave no signature (status {status}{why})");
+            what += &format!(", and [GET token] gave no signature (status {status}{why})");
         }
-        words
+        what
     }
 
-    /// Makes a text from outside fit for a log. A reply to the sign-in or the PATCH may contain an unknown secret.
-    fn redact(&self, step: Step, text: &str) -> String {
-        if matches!(step, Step::SignIn | Step::Regenerate) && has_token(text, &self.settings.client)
-        {
+    /// Returns what a refusal says, where it redirects to and in the server's words.
+    fn server_words(&self, call: Call, reply: &Reply) -> String {
+        let mut said = String::new();
+        if (300..400).contains(&reply.status) && !reply.location.is_empty() {
+            let target = self.redact(call, &redirect_target(&reply.location));
+            said += &format!(" and redirects to {target}: set --url to the portal's own address");
+        }
+        let words = reply::server_words(reply);
+        let words: Vec<_> = words.iter().map(|text| self.redact(call, text)).collect();
+        if !words.is_empty() {
+            said += &format!(" ({})", shorten(words.join(": ")));
+        }
+        said
+    }
+
+    /// Makes a text from outside fit for a log.
+    fn redact(&self, call: Call, text: &str) -> String {
+        if call.returns_secret() && looks_like_secret(text, &self.settings.client) {
             return HIDDEN.to_owned();
         }
-        let signatures = self.signatures.iter().map(|(signature, _)| signature);
-        let new = self.new.as_ref().map(|new| &new.secret);
-        redact(text, signatures.chain(new).chain([&self.settings.key]))
+        let mut secrets = vec![&self.settings.key];
+        secrets.extend(&self.signature);
+        secrets.extend(self.new.iter().map(|new| &new.secret));
+        redact(text, &secrets)
     }
 
     fn log(&self, line: &str) {
@@ -320,8 +308,4 @@ impl<'a> Portal<'a> {
             log(line);
         }
     }
-}
-
-fn is_signed(step: Step) -> bool {
-    matches!(step, Step::Probe | Step::Regenerate | Step::Revoke)
 }

@@ -1,11 +1,12 @@
-//! A reply, and what it means. Pure.
+//! A reply, and what it means for each call. Pure.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::call::Call;
+use crate::failure::Failure;
 use crate::secret::{NewSecret, Secret};
-use crate::signal::Step::{self, Introspect, Probe, Regenerate, Revoke, SignIn};
 
 /// The longest body of a reply, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -17,183 +18,265 @@ pub struct Reply {
     pub content_type: String,
     pub location: String,
     pub retry_after: String,
-    pub rate_limit_reset: String,
     /// As much of it as came.
     pub body: String,
     pub truncated: bool,
 }
 
-#[derive(Debug)]
-pub struct Failure {
-    /// Whether a byte of the request may have left.
-    pub sent: bool,
-    /// Whether a retry would fail the same way: the TLS handshake failed, or the proxy refused.
-    pub refused: bool,
-    pub why: String,
+/// Why a call is not done, with the reason where the reply proves one.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// The portal did nothing, so any call may be sent again.
+    Busy(Option<String>),
+    /// The portal may have done it or not, so only an idempotent call may be sent again.
+    Unclear(Option<String>),
+    /// The same call would be refused again.
+    Refused(Option<String>),
 }
 
-pub type Outcome = Result<Reply, Failure>;
+use NotDone::{Busy, Refused, Unclear};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    Done,
-    Retry,
-    Refused,
-    /// The portal may have made the change.
-    Unknown,
+fn because<T>(kind: fn(Option<String>) -> NotDone, reason: &str) -> Result<T, NotDone> {
+    Err(kind(Some(reason.to_owned())))
 }
 
-/// Decides what follows. A PATCH is sent again only if the last one definitely did nothing: an unanswered one may
-/// still take effect minutes later, and would replace the secret of the second.
-pub fn classify(step: Step, outcome: &Outcome) -> Next {
-    let transient = if step == Regenerate {
-        Next::Unknown
-    } else {
-        Next::Retry
-    };
-    let reply = match outcome {
-        Err(failure) if failure.refused => return Next::Refused,
-        Err(failure) if !failure.sent => return Next::Retry,
-        Err(_) => return transient,
+/// Reads the result of a call: first what it means for any call, then what `read` makes of it.
+pub fn evaluate<T>(
+    call: Call,
+    result: &Result<Reply, Failure>,
+    read: impl FnOnce(&Reply) -> Result<T, NotDone>,
+) -> Result<T, NotDone> {
+    let reply = match result {
         Ok(reply) => reply,
+        Err(failure) => return Err(without_reply(call, failure)),
     };
-    let json = serde_json::from_str::<Value>(&reply.body);
-    let is_truncated =
-        reply.body.len() < MAX_BODY && json.is_err_and(|e| reply.truncated || e.is_eof());
-    let first_char = reply
-        .body
-        .chars()
-        .find(|c| !c.is_whitespace() && *c != '\u{feff}');
-    match (step, reply.status) {
-        (_, 429) => Next::Retry,
-        (_, ..200 | 408 | 500 | 502..) => transient,
-        (Regenerate, 200..300) if new_secret(&reply.body).is_ok() => Next::Done,
-        (Regenerate, 200..300 | 501) => Next::Unknown,
-        (Regenerate, _) => Next::Refused,
-        (_, 425) => Next::Retry,
-        (SignIn, 401) => Next::Refused,
-        (SignIn | Introspect, 200) if is_truncated && (first_char.is_some() || reply.truncated) => {
-            Next::Retry
-        }
-        (Probe, 200..300) if reply.content_type.starts_with("text/html") => Next::Refused,
-        (SignIn | Probe, _) => Next::Done,
-        (Revoke, 200..300) if first_char == Some('<') => Next::Refused,
-        (Revoke, 200..300) if first_char.is_none() && reply.truncated => Next::Retry,
-        (Revoke, 200..300) | (Introspect, 200 | 401) => Next::Done,
-        _ => Next::Refused,
+    match reply.status {
+        429 => Err(Busy(None)),
+        425 if call.is_idempotent() => Err(Unclear(None)),
+        100..200 => because(Unclear, "not a final reply"),
+        ..100 | 408 | 500 | 502.. => Err(Unclear(None)),
+        _ => read(reply),
     }
 }
 
-/// Finds the new secret in a reply to the PATCH: in `response`, or at the top. The error says what is there instead.
-pub fn new_secret(body: &str) -> Result<NewSecret, &'static str> {
-    let json: Value = serde_json::from_str(body).map_err(|error| {
-        if error.is_eof() {
-            "truncated JSON"
-        } else {
-            "no JSON"
+fn without_reply(call: Call, failure: &Failure) -> NotDone {
+    let reason = Some(failure.why.clone());
+    let is_final_tls = failure.is_tls && (!failure.sent || call.is_preparation());
+    if failure.proxy_refused || is_final_tls {
+        Refused(reason)
+    } else if failure.sent {
+        Unclear(reason)
+    } else {
+        Busy(reason)
+    }
+}
+
+impl Reply {
+    fn json(&self) -> Result<Value, serde_json::Error> {
+        serde_json::from_str(&self.body)
+    }
+
+    fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    fn text(&self) -> &str {
+        self.body
+            .trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+    }
+
+    /// Returns true if the end of the JSON is missing. JSON says itself whether it is complete, so
+    /// it does not matter how the body ended.
+    fn has_incomplete_json(&self) -> bool {
+        if self.body.len() >= MAX_BODY {
+            return false;
         }
-    })?;
-    let mut objects = json.get("response").into_iter().chain([&json]);
-    let found = objects.find_map(|object| {
-        let secret = Secret::client_secret(object.get("client_secret")?.as_str()?)?;
-        Some(NewSecret {
-            secret,
-            object: Secret::new(object.to_string()),
-        })
-    });
-    found.ok_or("no usable client_secret")
+        match self.json() {
+            Ok(_) => false,
+            Err(error) => self.truncated || (error.is_eof() && !self.text().is_empty()),
+        }
+    }
 }
 
-/// Finds the signature in a reply to the sign-in: `{"response": "<jwt>"}`.
-pub fn signature(reply: &Reply) -> Option<Secret> {
-    let json: Value = serde_json::from_str(&reply.body).ok()?;
-    Secret::signature(json.get("response")?.as_str()?).filter(|_| reply.status == 200)
+pub enum SignIn {
+    Signature(Secret),
+    /// The server has no such sign-in. It answered with this status.
+    Unsupported(u16),
 }
 
-/// Returns whether the new secret is live (RFC 7662), or None if this is not a reply to an introspection.
-pub fn is_live(reply: &Reply) -> Option<bool> {
-    let json: Value = serde_json::from_str(&reply.body).ok()?;
+/// Reads a reply to the sign-in: `{"response": "<jwt>"}`.
+pub fn sign_in(reply: &Reply) -> Result<SignIn, NotDone> {
     match reply.status {
-        200 => json.get("active")?.is_boolean().then_some(true),
-        401 => (json.get("error")? == "invalid_client").then_some(false),
-        _ => None,
+        401 => because(Refused, "the key is wrong or has expired"),
+        200 if reply.has_incomplete_json() => because(Unclear, "truncated JSON"),
+        200 => Ok(match signature(reply) {
+            Some(signature) => SignIn::Signature(signature),
+            None => SignIn::Unsupported(200),
+        }),
+        status => Ok(SignIn::Unsupported(status)),
+    }
+}
+
+fn signature(reply: &Reply) -> Option<Secret> {
+    let json = reply.json().ok()?;
+    Secret::signature(json.get("response")?.as_str()?)
+}
+
+/// Reads a reply to the HEAD of a run that only waits: all but another web site will do.
+pub fn ready(reply: &Reply) -> Result<(), NotDone> {
+    if reply.is_success() && reply.content_type.starts_with("text/html") {
+        return because(Refused, "a web page");
+    }
+    Ok(())
+}
+
+/// Reads a reply to the HEAD of `--check`, which has to say that the client is there.
+pub fn client_exists(reply: &Reply, is_signed: bool) -> Result<(), NotDone> {
+    if reply.is_success() {
+        return ready(reply);
+    }
+    match reply.status {
+        403 if is_signed => because(Refused, "the role of the key's user does not allow it"),
+        404 => because(
+            Refused,
+            "no client with this id, or the key's user may not manage it",
+        ),
+        405 | 501 => because(Refused, "the client cannot be checked, but a run may work"),
+        _ => Err(Refused(None)),
+    }
+}
+
+/// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
+pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
+    match reply.status {
+        200..300 => new_secret(reply),
+        501 => Err(Unclear(None)),
+        _ => Err(Refused(None)),
+    }
+}
+
+/// Finds the new secret, in `response` or at the top.
+fn new_secret(reply: &Reply) -> Result<NewSecret, NotDone> {
+    let json = match reply.json() {
+        Ok(json) => json,
+        Err(error) if error.is_eof() => return because(Unclear, "truncated JSON"),
+        Err(_) => return because(Unclear, "not JSON"),
+    };
+    let nested = json.get("response").and_then(secret_in);
+    match nested.or_else(|| secret_in(&json)) {
+        Some(new) => Ok(new),
+        None => because(Unclear, "no valid client_secret"),
+    }
+}
+
+fn secret_in(object: &Value) -> Option<NewSecret> {
+    let secret = Secret::client_secret(object.get("client_secret")?.as_str()?)?;
+    let object = Secret::new(object.to_string());
+    Some(NewSecret { secret, object })
+}
+
+/// Reads a reply to the DELETE. Any success will do, but a login page is none.
+pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
+    if !reply.is_success() {
+        return Err(Refused(None));
+    }
+    if reply.text().starts_with('<') {
+        return because(Refused, "a web page");
+    }
+    if reply.text().is_empty() && reply.truncated {
+        return because(Unclear, "the body did not come");
+    }
+    Ok(())
+}
+
+/// Reads a reply to an introspection (RFC 7662): whether the new secret is live.
+pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
+    const NO_REPLY: &str = "not a reply to an introspection";
+    let json = reply.json().unwrap_or_default();
+    match reply.status {
+        200 if json.get("active").is_some_and(Value::is_boolean) => Ok(true),
+        401 if json
+            .get("error")
+            .is_some_and(|error| error == "invalid_client") =>
+        {
+            Ok(false)
+        }
+        200 if reply.has_incomplete_json() => because(Unclear, NO_REPLY),
+        200 | 401 => because(Refused, NO_REPLY),
+        _ => Err(Refused(None)),
     }
 }
 
 /// Finds the date on which the key expires, as `YYYY-MM-DD`.
 pub fn expiry(reply: &Reply) -> Option<String> {
-    let json: Value = serde_json::from_str(&reply.body).ok()?;
+    if reply.status != 200 {
+        return None;
+    }
+    let json = reply.json().ok()?;
     let date = json
         .get("response")?
         .get("expiresAt")?
         .as_str()?
         .get(..10)?;
-    let digits: String = date
-        .chars()
-        .map(|c| if c.is_ascii_digit() { '0' } else { c })
-        .collect();
-    (reply.status == 200 && digits == "0000-00-00").then(|| date.to_owned())
+    let is_date = date.bytes().enumerate().all(|(at, byte)| match at {
+        4 | 7 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    });
+    is_date.then(|| date.to_owned())
 }
 
-/// Finds what a refusal says, in the server's words. Never HTML.
-pub fn refusal(reply: &Reply) -> Vec<String> {
-    let (json, text) = (
-        serde_json::from_str::<Value>(&reply.body),
-        reply.body.trim(),
-    );
-    let is_line = text.lines().count() == 1 && !text.contains('<');
-    if reply.truncated {
-        return vec![];
-    }
-    if json.is_err() && is_line && reply.content_type.starts_with("text/plain") {
-        return vec![text.to_owned()];
-    }
-    let json = json.unwrap_or_default();
-    let field = |name: &&str| {
-        let value = json.get(*name)?;
-        let text = value.get("message").unwrap_or(value).as_str()?;
-        (!text.is_empty()).then(|| text.to_owned())
-    };
-    [
+/// Returns what a refusal says, in the server's words. Never HTML.
+pub fn server_words(reply: &Reply) -> Vec<String> {
+    const FIELDS: [&str; 6] = [
         "title",
         "detail",
         "reason",
         "message",
         "error",
         "error_description",
-    ]
-    .iter()
-    .filter_map(field)
-    .collect()
+    ];
+    if reply.truncated {
+        return vec![];
+    }
+    let Ok(json) = reply.json() else {
+        let line = reply.body.trim();
+        let is_line = line.lines().count() == 1 && !line.contains('<');
+        let is_plain = reply.content_type.starts_with("text/plain");
+        return if is_line && is_plain {
+            vec![line.to_owned()]
+        } else {
+            vec![]
+        };
+    };
+    let mut words = vec![];
+    for field in FIELDS {
+        // Some portals nest it: `{"error": {"message": "..."}}`.
+        let Some(value) = json.get(field) else {
+            continue;
+        };
+        let text = value
+            .get("message")
+            .unwrap_or(value)
+            .as_str()
+            .unwrap_or_default();
+        if !text.is_empty() {
+            words.push(text.to_owned());
+        }
+    }
+    words
 }
 
-/// Returns the wait after an attempt, counted from 0: doubled from 1 s to 30 s, unless the reply asks for another.
-pub fn wait(attempt: u32, outcome: &Outcome) -> Duration {
-    let doubled = Duration::from_secs((1 << attempt.min(5)).min(30));
-    // Don't flood a portal that keeps asking for almost no wait.
-    outcome
-        .as_ref()
-        .ok()
-        .and_then(requested_wait)
-        .map_or(doubled, |wait| wait.max(doubled / 100))
-}
-
-/// The wait that is asked for: `Retry-After` in seconds (RFC 9110), or a 429's `X-RateLimit-Reset`, in nanoseconds (observed).
-fn requested_wait(reply: &Reply) -> Option<Duration> {
-    let number = |text: &str| text.trim().parse::<u64>().ok();
-    let reset = number(&reply.rate_limit_reset)
-        .filter(|_| reply.status == 429)
-        .map(|reset| match reset {
-            // Up to 3,600 it is seconds (other services): as nanoseconds that would be no wait at all.
-            0..=3600 => Duration::from_secs(reset),
-            _ => Duration::from_millis(reset / 1_000_000),
-        });
-    let waits = [number(&reply.retry_after).map(Duration::from_secs), reset];
-    let plausible = Duration::from_millis(1)..=Duration::from_secs(86400);
-    waits
-        .into_iter()
-        .flatten()
-        .find(|wait| plausible.contains(wait))
+/// Returns the wait after an attempt, counted from 0: doubled from 1 s to 10 s, or longer if the
+/// reply asks for it with `Retry-After` in seconds.
+pub fn wait(attempt: u32, reply: Option<&Reply>) -> Duration {
+    let doubled = match attempt {
+        0..=3 => 1 << attempt,
+        _ => 10,
+    };
+    let requested = reply
+        .and_then(|reply| reply.retry_after.trim().parse().ok())
+        .unwrap_or(0);
+    Duration::from_secs(requested.max(doubled))
 }
 
 #[cfg(test)]
@@ -202,6 +285,7 @@ mod tests {
 
     const JWT: &str = r#"{"response":"a.b.c"}"#;
     const SECRET: &str = r#"{"client_secret":"s"}"#;
+    const LIVE: &str = r#"{"active":true}"#;
 
     fn reply(status: u16, body: &str) -> Reply {
         Reply {
@@ -218,117 +302,169 @@ mod tests {
         }
     }
 
+    /// What a result means, without the value and the words.
+    fn kind<T>(result: Result<T, NotDone>) -> &'static str {
+        match result {
+            Ok(_) => "done",
+            Err(Busy(_)) => "busy",
+            Err(Unclear(_)) => "unclear",
+            Err(Refused(_)) => "refused",
+        }
+    }
+
+    fn kind_of(call: Call, result: Result<Reply, Failure>) -> &'static str {
+        match call {
+            Call::SignIn => kind(evaluate(call, &result, sign_in)),
+            Call::Probe => kind(evaluate(call, &result, ready)),
+            Call::Regenerate => kind(evaluate(call, &result, regenerated)),
+            Call::Revoke => kind(evaluate(call, &result, revoked)),
+            Call::Introspect => kind(evaluate(call, &result, is_live)),
+            Call::Expiry => unreachable!("its reply is optional"),
+        }
+    }
+
     #[test]
-    fn what_follows_from_a_missing_reply() {
-        for step in [SignIn, Probe, Regenerate, Revoke, Introspect] {
-            let unanswered = if step == Regenerate {
-                Next::Unknown
+    fn what_a_missing_reply_means() {
+        use Call::*;
+        for call in [SignIn, Probe, Regenerate, Revoke, Introspect] {
+            let late_tls = if call.is_preparation() {
+                "refused"
             } else {
-                Next::Retry
+                "unclear"
             };
-            for (sent, refused, next) in [
-                (false, false, Next::Retry),
-                (false, true, Next::Refused),
-                (true, true, Next::Refused),
-                (true, false, unanswered),
+            for (sent, is_tls, proxy_refused, expected) in [
+                (false, false, false, "busy"),
+                (true, false, false, "unclear"),
+                (false, true, false, "refused"),
+                (true, true, false, late_tls),
+                (false, false, true, "refused"),
             ] {
-                assert_eq!(
-                    classify(
-                        step,
-                        &Err(Failure {
-                            sent,
-                            refused,
-                            why: String::new()
-                        })
-                    ),
-                    next
-                );
+                let failure = Failure {
+                    sent,
+                    is_tls,
+                    proxy_refused,
+                    why: String::new(),
+                };
+                assert_eq!(kind_of(call, Err(failure)), expected, "{call:?}");
             }
         }
     }
 
     #[test]
-    fn what_follows_from_a_status() {
-        use Next::{Done, Refused, Retry, Unknown};
+    fn what_a_status_means() {
+        use Call::*;
+        let [d, b, u, r] = ["done", "busy", "unclear", "refused"];
         // In the order of the calls. A good body for each, so that only the status counts.
-        for (status, next) in [
-            (101, [Retry, Retry, Unknown, Retry, Retry]),
-            (200, [Done, Done, Done, Done, Done]),
-            (202, [Done, Done, Done, Done, Refused]),
-            (204, [Done, Done, Done, Done, Refused]),
-            (302, [Done, Done, Refused, Refused, Refused]),
-            (400, [Done, Done, Refused, Refused, Refused]),
-            (401, [Refused, Done, Refused, Refused, Done]),
-            (403, [Done, Done, Refused, Refused, Refused]),
-            (404, [Done, Done, Refused, Refused, Refused]),
-            (408, [Retry, Retry, Unknown, Retry, Retry]),
-            (425, [Retry, Retry, Refused, Retry, Retry]),
-            (429, [Retry, Retry, Retry, Retry, Retry]),
-            (499, [Done, Done, Refused, Refused, Refused]),
-            (500, [Retry, Retry, Unknown, Retry, Retry]),
-            (501, [Done, Done, Unknown, Refused, Refused]),
-            (503, [Retry, Retry, Unknown, Retry, Retry]),
-            (999, [Retry, Retry, Unknown, Retry, Retry]),
+        for (status, expected) in [
+            (101, [u, u, u, u, u]),
+            (200, [d, d, d, d, d]),
+            (202, [d, d, d, d, r]),
+            (204, [d, d, d, d, r]),
+            (302, [d, d, r, r, r]),
+            (400, [d, d, r, r, r]),
+            (401, [r, d, r, r, r]),
+            (403, [d, d, r, r, r]),
+            (404, [d, d, r, r, r]),
+            (408, [u, u, u, u, u]),
+            (425, [u, u, r, u, u]),
+            (429, [b, b, b, b, b]),
+            (499, [d, d, r, r, r]),
+            (500, [u, u, u, u, u]),
+            (501, [d, d, u, r, r]),
+            (503, [u, u, u, u, u]),
+            (999, [u, u, u, u, u]),
         ] {
-            let steps = [
+            let good = [
                 (SignIn, JWT),
                 (Probe, ""),
                 (Regenerate, SECRET),
                 (Revoke, ""),
-                (Introspect, "{}"),
+                (Introspect, LIVE),
             ];
-            let found = steps.map(|(step, body)| classify(step, &Ok(reply(status, body))));
-            assert_eq!(found, next, "{status}");
+            let found = good.map(|(call, body)| kind_of(call, Ok(reply(status, body))));
+            assert_eq!(found, expected, "{status}");
         }
     }
 
     #[test]
-    fn what_follows_from_a_body() {
-        for (step, reply, next) in [
+    fn what_a_body_means() {
+        use Call::*;
+        for (call, reply, expected) in [
             // JSON says itself whether it is complete.
-            (SignIn, reply(200, r#"{"response":"a.b"#), Next::Retry),
-            (SignIn, truncated(200, "some text"), Next::Retry),
-            (SignIn, truncated(200, ""), Next::Retry),
-            (SignIn, truncated(200, JWT), Next::Done),
-            (SignIn, truncated(404, "{"), Next::Done),
-            (SignIn, reply(200, ""), Next::Done),
-            (SignIn, truncated(200, &"[".repeat(MAX_BODY)), Next::Done),
-            (SignIn, reply(200, "<html>"), Next::Done),
-            (Regenerate, reply(200, "{}"), Next::Unknown),
-            (
-                Regenerate,
-                reply(200, r#"{"client_secret":"s""#),
-                Next::Unknown,
-            ),
-            (Regenerate, truncated(200, SECRET), Next::Done),
-            (Regenerate, truncated(404, "{"), Next::Refused),
-            (Revoke, reply(200, r#"{"error":"no"}"#), Next::Done),
-            (Revoke, reply(200, " \n\u{feff}<html>"), Next::Refused),
-            (Revoke, truncated(200, "{"), Next::Done),
-            (Revoke, truncated(200, ""), Next::Retry),
-            (Introspect, truncated(200, "{"), Next::Retry),
-            (Introspect, reply(200, "<html>"), Next::Done),
+            (SignIn, reply(200, r#"{"response":"a.b"#), "unclear"),
+            (SignIn, truncated(200, "some text"), "unclear"),
+            (SignIn, truncated(200, ""), "unclear"),
+            (SignIn, truncated(200, JWT), "done"),
+            (SignIn, truncated(404, "{"), "done"),
+            (SignIn, reply(200, ""), "done"),
+            (SignIn, truncated(200, &"[".repeat(MAX_BODY)), "done"),
+            (SignIn, reply(200, "<html>"), "done"),
+            (Regenerate, reply(200, "{}"), "unclear"),
+            (Regenerate, reply(200, r#"{"client_secret":"s""#), "unclear"),
+            (Regenerate, truncated(200, SECRET), "done"),
+            (Regenerate, truncated(404, "{"), "refused"),
+            (Revoke, reply(200, r#"{"error":"no"}"#), "done"),
+            (Revoke, reply(200, " \n\u{feff}<html>"), "refused"),
+            (Revoke, truncated(200, "{"), "done"),
+            (Revoke, truncated(200, ""), "unclear"),
+            (Introspect, truncated(200, "{"), "unclear"),
+            (Introspect, reply(200, "<html>"), "refused"),
         ] {
-            assert_eq!(classify(step, &Ok(reply)), next);
+            assert_eq!(kind_of(call, Ok(reply)), expected);
         }
-        for (content_type, next) in [
-            ("text/html", Next::Refused),
-            ("text/html; charset=x", Next::Refused),
-            ("text/plain", Next::Done),
+    }
+
+    #[test]
+    fn a_web_page_is_no_answer_to_the_head() {
+        for (content_type, expected) in [
+            ("text/html", "refused"),
+            ("text/html; charset=x", "refused"),
+            ("text/plain", "done"),
         ] {
-            let reply = Reply {
+            let page = Reply {
                 content_type: content_type.to_owned(),
                 ..reply(200, "")
             };
-            assert_eq!(classify(Probe, &Ok(reply)), next, "{content_type}");
+            assert_eq!(kind_of(Call::Probe, Ok(page)), expected, "{content_type}");
+        }
+    }
+
+    #[test]
+    fn what_a_check_says_of_a_refusal() {
+        for (status, is_signed, words) in [
+            (
+                403,
+                true,
+                Some("the role of the key's user does not allow it"),
+            ),
+            (403, false, None),
+            (
+                404,
+                true,
+                Some("no client with this id, or the key's user may not manage it"),
+            ),
+            (
+                405,
+                true,
+                Some("the client cannot be checked, but a run may work"),
+            ),
+            (302, true, None),
+        ] {
+            assert_eq!(
+                client_exists(&reply(status, ""), is_signed),
+                Err(Refused(words.map(str::to_owned)))
+            );
         }
     }
 
     #[test]
     fn secrets_in_replies() {
-        let read = |body: &str| {
-            let NewSecret { secret, object } = new_secret(body)?;
-            Ok((secret.expose().to_owned(), object.expose().to_owned()))
+        let read = |body: &str| match new_secret(&reply(200, body)) {
+            Ok(NewSecret { secret, object }) => {
+                Ok((secret.expose().to_owned(), object.expose().to_owned()))
+            }
+            Err(Unclear(Some(reason))) => Err(reason),
+            Err(other) => panic!("{other:?}"),
         };
         for (body, secret, object) in [
             (r#"{"client_secret": "s"}"#, "s", r#"{"client_secret":"s"}"#),
@@ -363,36 +499,33 @@ mod tests {
         for (body, why) in [
             ("", "truncated JSON"),
             (r#"{"client_secret":"s""#, "truncated JSON"),
-            (r#"{"client_secret":"s"} x"#, "no JSON"),
-            ("<html>", "no JSON"),
-            (&nested, "no JSON"),
-            ("[]", "no usable client_secret"),
-            (r#"{"client_secret":null}"#, "no usable client_secret"),
-            (r#"{"client_secret":["s"]}"#, "no usable client_secret"),
-            (
-                r#"{"client_secret":"\u001b[2J"}"#,
-                "no usable client_secret",
-            ),
+            (r#"{"client_secret":"s"} x"#, "not JSON"),
+            ("<html>", "not JSON"),
+            (&nested, "not JSON"),
+            ("[]", "no valid client_secret"),
+            (r#"{"client_secret":null}"#, "no valid client_secret"),
+            (r#"{"client_secret":["s"]}"#, "no valid client_secret"),
+            (r#"{"client_secret":"\u001b[2J"}"#, "no valid client_secret"),
         ] {
-            assert_eq!(read(body), Err(why));
+            assert_eq!(read(body), Err(why.to_owned()));
         }
     }
 
     #[test]
     fn signatures_in_replies() {
-        assert_eq!(
-            signature(&reply(200, JWT))
-                .map(|jwt| jwt.expose().to_owned())
-                .as_deref(),
-            Some("a.b.c")
-        );
-        for (status, body) in [
-            (201, JWT),
-            (200, r#"{"response":{}}"#),
-            (200, r#"{"response":"x"}"#),
-            (200, ""),
+        for (status, body, expected) in [
+            (200, JWT, Ok("a.b.c")),
+            (201, JWT, Err(201)),
+            (200, r#"{"response":{}}"#, Err(200)),
+            (200, r#"{"response":"x"}"#, Err(200)),
+            (200, "", Err(200)),
         ] {
-            assert!(signature(&reply(status, body)).is_none(), "{status} {body}");
+            let found = match sign_in(&reply(status, body)) {
+                Ok(SignIn::Signature(signature)) => Ok(signature.expose().to_owned()),
+                Ok(SignIn::Unsupported(status)) => Err(status),
+                Err(not_done) => panic!("{status} {body}: {not_done:?}"),
+            };
+            assert_eq!(found, expected.map(str::to_owned));
         }
     }
 
@@ -407,7 +540,7 @@ mod tests {
             (404, r#"{"active":false}"#, None),
             (200, "<html>", None),
         ] {
-            assert_eq!(is_live(&reply(status, body)), live, "{status} {body}");
+            assert_eq!(is_live(&reply(status, body)).ok(), live, "{status} {body}");
         }
     }
 
@@ -461,69 +594,43 @@ mod tests {
                 content_type: content_type.to_owned(),
                 ..reply(404, body)
             };
-            assert_eq!(refusal(&told), said, "{body}");
+            assert_eq!(server_words(&told), said, "{body}");
             let cut = Reply {
                 content_type: content_type.to_owned(),
                 ..truncated(404, body)
             };
-            assert!(refusal(&cut).is_empty(), "{body}");
+            assert!(server_words(&cut).is_empty(), "{body}");
         }
     }
 
     #[test]
-    fn waits_double_from_one_second_to_thirty() {
-        let failure = || {
-            Err(Failure {
-                sent: false,
-                refused: false,
-                why: String::new(),
-            })
-        };
-        let seconds: Vec<u64> = (0..8)
-            .map(|attempt| wait(attempt, &failure()).as_secs())
-            .collect();
-        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
-        assert_eq!(wait(u32::MAX, &failure()), Duration::from_secs(30));
-        assert_eq!(wait(2, &Ok(reply(503, ""))), Duration::from_secs(4));
+    fn waits_double_from_one_second_to_ten() {
+        let seconds = [0, 1, 2, 3, 4, 5, u32::MAX].map(|attempt| wait(attempt, None).as_secs());
+        assert_eq!(seconds, [1, 2, 4, 8, 10, 10, 10]);
     }
 
     #[test]
-    fn a_plausible_request_replaces_the_wait() {
-        let huge = "9".repeat(30);
-        for (status, retry_after, reset, millis) in [
-            (429, "7", "", 7_000),
-            (503, " 7 ", "", 7_000),
-            (503, "86400", "", 86_400_000),
-            (429, "", "3600", 3_600_000),
-            (429, "7", "3445000000", 7_000),
-            (429, "", "3445000000", 3_445),
-            (429, "", "30000000", 30),
-            // No less than a hundredth of the doubled wait.
-            (429, "", "10000000", 20),
-            (429, "", "60", 60_000),
-            (429, "Wed, 21 Oct 2026 07:28:00 GMT", "1000000", 20),
-            (429, "86401", "2000000000", 2_000),
-            // Not plausible, so the doubled wait.
-            (503, "", "3445000000", 2_000),
-            (429, "0", "0", 2_000),
-            (429, "-1", "-1", 2_000),
-            (429, "soon", "1.5", 2_000),
-            (429, &huge, &huge, 2_000),
-            (429, "", "999999", 2_000),
-            (429, "", "86401000000000", 2_000),
+    fn a_longer_retry_after_replaces_the_wait() {
+        let too_large = "9".repeat(30);
+        for (retry_after, seconds) in [
+            ("7", 7),
+            (" 7 ", 7),
+            ("86400", 86_400),
+            ("2", 2),
+            // Shorter than the doubled wait, or not a number of seconds.
+            ("1", 2),
+            ("0", 2),
+            ("-1", 2),
+            ("1.5", 2),
+            ("Wed, 21 Oct 2026 07:28:00 GMT", 2),
+            (&too_large, 2),
+            ("", 2),
         ] {
-            let (retry_after, rate_limit_reset) = (retry_after.to_owned(), reset.to_owned());
             let reply = Reply {
-                status,
-                retry_after,
-                rate_limit_reset,
-                ..Reply::default()
+                retry_after: retry_after.to_owned(),
+                ..reply(429, "")
             };
-            assert_eq!(
-                wait(1, &Ok(reply)),
-                Duration::from_millis(millis),
-                "{status} {reset}"
-            );
+            assert_eq!(wait(1, Some(&reply)).as_secs(), seconds, "{retry_after}");
         }
     }
 }

@@ -21,47 +21,63 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// Accepts an API key or another bearer token, with white space around it. An error does not show it.
+    /// Accepts an API key or another bearer token, with white space around it. An error does not
+    /// show it.
     pub fn key(text: &[u8]) -> Result<Secret, &'static str> {
         let key = text.trim_ascii();
         // Quotes come from an env file that was read verbatim.
-        let usable =
-            (1..=MAX_KEY).contains(&key.len()) && !key.contains(&b'"') && !key.contains(&b'\'');
-        let why = "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
-        printable(key).filter(|_| usable).map(Secret).ok_or(why)
+        let has_quote = key.contains(&b'"') || key.contains(&b'\'');
+        match printable(key, MAX_KEY) {
+            Some(key) if !has_quote => Ok(Secret(key)),
+            _ => Err("is not a valid API key: \
+                      expected 1 to 8,000 printable ASCII characters without spaces or quotes"),
+        }
     }
 
     /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
     pub fn client_secret(text: &str) -> Option<Secret> {
-        let usable = (1..=1024).contains(&text.len());
-        printable(text.as_bytes()).filter(|_| usable).map(Secret)
+        printable(text.as_bytes(), 1024).map(Secret)
     }
 
     /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
     pub fn signature(text: &str) -> Option<Secret> {
-        let base64url = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
-        let is_part = |part: &str| !part.is_empty() && part.bytes().all(base64url);
-        let jwt =
-            text.len() <= MAX_KEY && text.split('.').count() == 3 && text.split('.').all(is_part);
-        jwt.then(|| Secret::new(text))
+        let is_base64url = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        let is_part = |part: &&str| !part.is_empty() && part.bytes().all(is_base64url);
+        let parts: Vec<&str> = text.split('.').collect();
+        let is_jwt = parts.len() == 3 && parts.iter().all(is_part);
+        if is_jwt && text.len() <= MAX_KEY {
+            Some(Secret::new(text))
+        } else {
+            None
+        }
     }
 
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Returns true if the text contains 8 characters of the secret in a row, or all of a shorter one, in any case.
+    /// Returns true for an API key, and false for another bearer token.
+    pub fn is_api_key(&self) -> bool {
+        self.0.starts_with("sk-")
+    }
+
+    /// Returns true if the text contains 8 characters of the secret in a row, or all of a shorter
+    /// one, in any case.
     fn is_in(&self, text: &str) -> bool {
-        let (secret, text) = (self.0.to_ascii_lowercase(), text.to_ascii_lowercase());
-        let mut parts = secret.as_bytes().windows(secret.len().clamp(1, REVEALING));
-        parts.any(|part| {
-            text.as_bytes()
-                .windows(part.len())
-                .any(|other| other == part)
-        })
+        let secret = self.0.to_ascii_lowercase();
+        let text = text.to_ascii_lowercase();
+        let length = secret.len().min(REVEALING);
+        if length == 0 {
+            return false;
+        }
+        secret
+            .as_bytes()
+            .windows(length)
+            .any(|part| text.as_bytes().windows(length).any(|other| other == part))
     }
 }
 
+/// What the portal has made: the secret alone, and the JSON object that contains it.
 pub struct NewSecret {
     pub secret: Secret,
     pub object: Secret,
@@ -73,46 +89,52 @@ impl fmt::Debug for Secret {
     }
 }
 
-fn printable(text: &[u8]) -> Option<String> {
-    let printable = text.iter().all(u8::is_ascii_graphic);
-    printable.then(|| String::from_utf8_lossy(text).into_owned())
+/// Returns a text of 1 to `max` printable ASCII characters without spaces.
+fn printable(text: &[u8], max: usize) -> Option<String> {
+    if text.is_empty() || text.len() > max || !text.iter().all(u8::is_ascii_graphic) {
+        return None;
+    }
+    String::from_utf8(text.to_vec()).ok()
 }
 
 /// Escapes what a terminal would act on, so that the text stays on one line.
 pub fn escape(text: &OsStr) -> String {
-    let is_quote = |c: char| "\"'\\".contains(c);
-    let escape = |c: char| {
-        if is_quote(c) {
-            c.to_string()
-        } else {
-            c.escape_debug().to_string()
+    let mut escaped = String::new();
+    for c in text.to_string_lossy().chars() {
+        match c {
+            // `escape_debug` would escape these, too.
+            '"' | '\'' | '\\' => escaped.push(c),
+            _ => escaped.extend(c.escape_debug()),
         }
-    };
-    text.to_string_lossy().chars().map(escape).collect()
+    }
+    escaped
 }
 
-/// Makes a text from outside fit for a log: escaped, short, and hidden entirely if it contains one of the secrets.
-pub fn redact<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+/// Makes a text from outside fit for a log: escaped, short, and hidden entirely if it contains one
+/// of the secrets.
+pub fn redact(text: &str, secrets: &[&Secret]) -> String {
     let line = escape(text.trim().as_ref());
-    let reveals = secrets
-        .into_iter()
-        .any(|secret| secret.is_in(text) || secret.is_in(&line));
-    if reveals {
-        HIDDEN.to_owned()
-    } else {
-        shorten(line)
+    if secrets
+        .iter()
+        .any(|secret| secret.is_in(text) || secret.is_in(&line))
+    {
+        return HIDDEN.to_owned();
     }
+    shorten(line)
 }
 
 pub fn shorten(line: String) -> String {
-    match line.char_indices().nth(MAX_SHOWN) {
-        Some(_) => line.chars().take(MAX_SHOWN - 1).chain(['…']).collect(),
-        None => line,
+    if line.chars().count() <= MAX_SHOWN {
+        return line;
     }
+    let mut short: String = line.chars().take(MAX_SHOWN - 1).collect();
+    short.push('…');
+    short
 }
 
-/// Returns true if the text may contain an unknown secret: 32 or more letters and digits in a row, except `known`.
-pub fn has_token(text: &str, known: &str) -> bool {
+/// Returns true if the text may contain an unknown secret: 32 or more letters and digits in a row,
+/// except `known`.
+pub fn looks_like_secret(text: &str, known: &str) -> bool {
     let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words.any(|word| word.len() >= TOKEN && word != known)
 }
@@ -192,7 +214,7 @@ mod tests {
 
     #[test]
     fn text_from_outside_becomes_harmless() {
-        let clean = |text: &str| redact(text, []);
+        let clean = |text: &str| redact(text, &[]);
         assert_eq!(
             clean("  plain 'text' \"here\" \\ "),
             "plain 'text' \"here\" \\"
@@ -215,22 +237,22 @@ mod tests {
             "a 56789AbC b",
             "it is HusH!",
         ] {
-            assert_eq!(redact(text, [&key, &short]), "[hidden]", "{text}");
+            assert_eq!(redact(text, &[&key, &short]), "[hidden]", "{text}");
         }
         // Only the escaped text contains it.
-        assert_eq!(redact("x\u{1}y", [&Secret::new(r"x\u{1}y")]), "[hidden]");
+        assert_eq!(redact("x\u{1}y", &[&Secret::new(r"x\u{1}y")]), "[hidden]");
         for text in ["sk-0123", "9abcdef", "sk-0123 456789a", "hus h", ""] {
-            assert_eq!(redact(text, [&key, &short, &Secret::new("")]), text);
+            assert_eq!(redact(text, &[&key, &short, &Secret::new("")]), text);
         }
     }
 
     #[test]
     fn a_possible_secret_is_found() {
         let token = "a1".repeat(16);
-        assert!(has_token(&format!("secret={token}."), ""));
-        assert!(has_token(&format!("{token} {token}x"), &token));
+        assert!(looks_like_secret(&format!("secret={token}."), ""));
+        assert!(looks_like_secret(&format!("{token} {token}x"), &token));
         for text in [&token, &token[1..], "27d1f5ac-11da-4592-828d-1bd6e6212e9d"] {
-            assert!(!has_token(text, &token), "{text}");
+            assert!(!looks_like_secret(text, &token), "{text}");
         }
     }
 }

@@ -20,12 +20,12 @@ fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
         (
             0,
             no_connection,
-            "was not reached for [GET token]: no connection within 10 s",
+            "could not be reached for [GET token]: no connection within 10 s",
         ),
         (
             1,
             silent("HEAD client"),
-            "gave no usable answer to [HEAD client]: no reply in time",
+            "gave no valid answer to [HEAD client]: timed out waiting for a reply",
         ),
     ];
     for_each(slow, |(position, expected, why)| {

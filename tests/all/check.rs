@@ -19,16 +19,13 @@ fn expiry(date: &str) -> Expect {
 
 /// Returns the line that ends a good check.
 fn ready_line(portal: &MockPortal, how: &str) -> String {
-    format!(
-        "Ready: {} has client {CLIENT}, by {how} sign-in.",
-        portal.url()
-    )
+    format!("Ready: {} knows client {CLIENT} ({how}).", portal.url())
 }
 
 #[test]
 fn makes_only_safe_requests() {
     let portal = MockPortal::new(ready([expiry("\"2027-06-15T10:30:00.0000000Z\"")]));
-    let line = ready_line(&portal, "an API key with");
+    let line = ready_line(&portal, "API key, signed in");
     let log = [
         GOOD_RUN_LOG[0],
         GOOD_RUN_LOG[1],
@@ -57,9 +54,9 @@ fn makes_only_safe_requests() {
 #[test]
 fn says_how_the_portal_was_asked() {
     for (key, reply, how) in [
-        (BEARER, recorded("token-200"), "a bearer token with"),
-        (BEARER, response("404 ", "", ""), "a bearer token without"),
-        (KEY, response("404 ", "", ""), "an API key without"),
+        (BEARER, recorded("token-200"), "bearer token, signed in"),
+        (BEARER, response("404 ", "", ""), "bearer token, no sign-in"),
+        (KEY, response("404 ", "", ""), "API key, no sign-in"),
     ] {
         let portal = MockPortal::new(vec![expect("GET token", reply), probe(), expiry("null")]);
         let done = run(rotate(&portal).arg("--check").env("DOCSPACE_API_KEY", key));
@@ -102,7 +99,7 @@ fn an_unknown_expiry_is_ignored() {
             &[
                 GOOD_RUN_LOG[0],
                 GOOD_RUN_LOG[1],
-                &ready_line(&portal, "an API key with"),
+                &ready_line(&portal, "API key, signed in"),
             ],
         );
         assert!(
@@ -119,7 +116,7 @@ fn a_refusal_is_3_and_an_outage_until_the_timeout_is_4() {
     for (reply, said) in [
         (
             recorded("get-404"),
-            "404: there is no such client that the key's user may manage",
+            "404: no client with this id, or the key's user may not manage it",
         ),
         (
             recorded("patch-403-denied"),

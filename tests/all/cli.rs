@@ -10,9 +10,8 @@ use docspace_rotate::cli::HELP;
 use crate::mock::*;
 use crate::run::*;
 
-const NO_KEY: &str =
-    "contains no usable key: 1 to 8,000 printable ASCII characters without spaces or quotes";
-const NO_ID: &str = "contains no client id: that is 1 to 128 of A-Z a-z 0-9 - . _ ~";
+const NO_KEY: &str = "is not a valid API key: expected 1 to 8,000 printable ASCII characters without spaces or quotes";
+const NO_ID: &str = "is not a valid client id: expected 1 to 128 of A-Z a-z 0-9 - . _ ~";
 const PUT_KEY: &str = "put it only in DOCSPACE_API_KEY";
 
 /// Returns a command with all settings in variables, with white space around them.
@@ -84,7 +83,7 @@ fn mistakes_send_nothing() {
         (&["--quiet=hush"], "--quiet: takes no value"),
         (
             &["one", "hush"],
-            "CLIENT_ID: more than one argument is given",
+            "unexpected argument after CLIENT_ID: write -- before COMMAND",
         ),
         (
             &["--only", "hush"],
@@ -92,7 +91,7 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--timeout", "hush"],
-            "--timeout: give a number of seconds above 0 and up to 86400",
+            "--timeout: expected seconds, more than 0 and at most 240",
         ),
         (&["--timeout"], "--timeout: a value is required"),
         (&["--output", ""], "--output: a value is required"),
@@ -137,7 +136,7 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--cacert", "a\n.pem"],
-            r"the CA file a\n.pem cannot be read: No such file or directory",
+            r"cannot read the CA file a\n.pem: No such file or directory",
         ),
         (
             &["--cacert", "/dev/null"],
@@ -150,7 +149,7 @@ fn mistakes_send_nothing() {
         (
             "DOCSPACE_BASE_URL",
             "",
-            "the portal's address is missing: give it with --url or in DOCSPACE_BASE",
+            "no address of the portal: give --url, or set DOCSPACE_BASE_URL",
         ),
         (
             "DOCSPACE_BASE_URL",
@@ -160,7 +159,7 @@ fn mistakes_send_nothing() {
         (
             "DOCSPACE_API_KEY",
             "",
-            "the key is missing: set DOCSPACE_API_KEY, or DOCSPACE_API_KEY_FILE to ",
+            "no API key: set DOCSPACE_API_KEY, or DOCSPACE_API_KEY_FILE to ",
         ),
         (
             "DOCSPACE_API_KEY",
@@ -175,7 +174,7 @@ fn mistakes_send_nothing() {
         (
             "DOCSPACE_CLIENT_ID",
             "",
-            "give CLIENT_ID, or set DOCSPACE_CLIENT_ID, or DOC",
+            "no client id: give CLIENT_ID, or set DOCSPACE_CLIENT_ID, or DOC",
         ),
         (
             "DOCSPACE_CLIENT_ID",

@@ -167,9 +167,13 @@ fn one_that_fails_or_does_not_read_everything_is_6_and_nothing_is_revoked() {
             (
                 "--verify",
                 "cat > /dev/null; kill -TERM $$",
-                Err("it was ended by signal 15"),
+                Err("it was killed by signal 15"),
             ),
-            ("--verify", "kill -KILL $$", Err("it was ended by signal 9")),
+            (
+                "--verify",
+                "kill -KILL $$",
+                Err("it was killed by signal 9"),
+            ),
             ("--verify", "exit 0", unread),
             ("--verify", "exec <&-; exit 0", unread),
             ("--verify", "exec head -c 35 > /dev/null", unread),
@@ -227,8 +231,7 @@ fn start_without_terminal(command: &mut Command, folder: &Folder) -> Child {
 #[test]
 fn a_signal_to_the_whole_group_ends_the_run_after_the_delivery() {
     let revocable = "the new secret was delivered, but the consent may still be in force; run again with --only revoke";
-    let unverified =
-        "the new secret was delivered, but not verified; check that the client can sign in with it";
+    let unverified = "the new secret was delivered, but not verified; check that the client can sign in with it, and if it cannot, run again";
     let ended = |state| {
         Some(format!(
             "docspace-rotate: ended by SIGTERM after the delivery; {state}"

@@ -175,7 +175,7 @@ fn a_proxy_that_refuses_is_3_and_one_that_fails_is_4() {
         );
         run.fails_with(
             status,
-            &format!("docspace-rotate: {peer} was not reached for [GET token]: "),
+            &format!("docspace-rotate: {peer} could not be reached for [GET token]: "),
         );
         let next = if status == 3 {
             "; check the address, CA, proxy, "
@@ -192,7 +192,7 @@ fn a_proxy_that_refuses_is_3_and_one_that_fails_is_4() {
         .args(["--timeout", "0.9"]));
     run.fails_with(
         4,
-        " the proxy 127.0.0.1:1 from HTTPS_PROXY was not reached for [GET token]: Connection ",
+        " the proxy 127.0.0.1:1 from HTTPS_PROXY could not be reached for [GET token]: Connection ",
     );
 }
 
@@ -222,13 +222,13 @@ fn failures_beyond_a_proxy_are_as_without_one() {
             (
                 vec![lost],
                 7,
-                "gave no usable answer to [PATCH regenerate]: ",
+                "gave no valid answer to [PATCH regenerate]: ",
             ),
             // The third attempt would be after 3 s.
             (
                 vec![reset(), reset()],
                 4,
-                "was not reached for [PATCH regenerate]: ",
+                "could not be reached for [PATCH regenerate]: ",
             ),
         ] {
             let scene = Scene::new(scheme, Behavior::Forward, ready(failures));

@@ -38,7 +38,6 @@ enum Answer {
     TruncatedJson,
     WebPage,
     Status(u16),
-    /// Status 429, and a wait of 10 ms.
     Busy,
     /// Garbled, incomplete, or missing.
     Nothing,
@@ -199,7 +198,7 @@ impl Walk {
                     text(&format!("{status} "), "Location: /x?y", body),
                 )
             }
-            13..=15 => (Busy, text("429 ", "X-RateLimit-Reset: 10000000", "")),
+            13..=15 => (Busy, text("429 ", "", "")),
             16..=18 => {
                 let status = random.pick(&[500, 501, 502, 503, 504, 599]);
                 (
@@ -250,11 +249,9 @@ impl Walk {
                 return Ok(answer);
             }
             self.deferred.map_or(Ok(()), Err)?;
-            if answer != Busy {
-                self.waited += 1 << attempt;
-                // A connection that was idle for a second is not used again.
-                self.connected = false;
-            }
+            self.waited += 1 << attempt;
+            // A connection that was idle for a second is not used again.
+            self.connected = false;
             if f64::from(self.waited) > LIMIT {
                 break;
             }

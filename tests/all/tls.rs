@@ -68,7 +68,7 @@ fn a_portal_that_is_not_trusted_gets_no_request() {
         let portal = MockPortal::tls(server, vec![]);
         let refused =
             run(rotate(&portal).args(trusted.map(|file| format!("--cacert={}", file.display()))));
-        let start = "127.0.0.1 was not reached for [GET token]: TLS failed: ";
+        let start = "127.0.0.1 could not be reached for [GET token]: TLS failed: ";
         refused.fails_with(3, &format!("{start}{why}; {REFUSED}"));
         assert_eq!((portal.connections(), portal.requests().len()), (1, 0));
     }
@@ -87,7 +87,10 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
             b"\x15\x03\x03\x00\x02\x02\x46".to_vec(),
             "received fatal alert: ProtocolVersion",
         ),
-        (response("400 ", "", "no TLS"), "the answer is not TLS"),
+        (
+            response("400 ", "", "no TLS"),
+            "the server does not speak TLS on this port",
+        ),
     ];
     for (bytes, why) in failures {
         let fail = || Expect::Connection(vec![Action::SendBelowTls(bytes.clone()), Action::Hang]);
@@ -95,8 +98,9 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
             ("GET token", vec![fail()]),
             ("PATCH regenerate", ready([fail()])),
         ] {
-            let error =
-                format!("127.0.0.1 was not reached for [{call}]: TLS failed: {why}; {REFUSED}");
+            let error = format!(
+                "127.0.0.1 could not be reached for [{call}]: TLS failed: {why}; {REFUSED}"
+            );
             let (run, _portal) = run_at(true, script, &["-q"]);
             run.assert_run(3, "", &[&format!("docspace-rotate: {error}")]);
         }
@@ -104,8 +108,8 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
     let (_folder, certificates, ca) = authority();
     // With TLS 1.3 the portal says so only when a request is on its way.
     for (version, verb) in [
-        (&TLS12, "was not reached for"),
-        (&TLS13, "gave no usable answer to"),
+        (&TLS12, "could not be reached for"),
+        (&TLS13, "gave no valid answer to"),
     ] {
         let server = certificates.requiring_client_certificate("127.0.0.1", version);
         let portal = MockPortal::tls(server, vec![]);
@@ -137,7 +141,7 @@ fn an_error_of_tls_instead_of_a_reply_depends_on_the_call() {
         let why = "TLS failed: cannot decrypt peer's message; ";
         run(script).fails_with(
             status,
-            &format!("127.0.0.1 gave no usable answer to [{call}]: {why}"),
+            &format!("127.0.0.1 gave no valid answer to [{call}]: {why}"),
         );
     }
     let script = [

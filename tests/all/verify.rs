@@ -49,7 +49,7 @@ fn a_live_secret_is_0() {
 #[test]
 fn is_retried_and_works_below_a_path_and_without_the_revoke() {
     let patch = expect("PATCH regenerate", json(r#"{"client_secret":"a+b&c=d"}"#));
-    let busy = response("429 ", "X-RateLimit-Reset: 20000000", "");
+    let busy = recorded("patch-429");
     let faults = [
         expect_then("POST introspect", [Action::Close]),
         expect("POST introspect", busy),
@@ -71,7 +71,7 @@ fn is_retried_and_works_below_a_path_and_without_the_revoke() {
 #[test]
 fn a_dead_secret_is_8_and_says_to_run_again() {
     let error = "docspace-rotate: 127.0.0.1 rejects the new secret: another run or a late PATCH has replaced it; \
-        the new secret was delivered, but not verified; run again, one run at a time";
+        the new secret was delivered, but not verified; check that the client can sign in with it, and if it cannot, run again";
     let log = [&GOOD_RUN_LOG[..], &["[POST introspect] Status: 401", error]].concat();
     run_script(
         asked(Action::Send(recorded("introspect-401"))),
@@ -127,7 +127,7 @@ fn a_portal_that_cannot_be_asked_is_8_and_says_to_check() {
             "{done}"
         );
         assert!(done.error().contains(said), "{said}\n{done}");
-        let state = "; the new secret was delivered, but not verified; check that the client can sign in with it";
+        let state = "; the new secret was delivered, but not verified; check that the client can sign in with it, and if it cannot, run again";
         assert!(done.error().ends_with(state), "{done}");
     }
 }

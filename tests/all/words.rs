@@ -13,5 +13,4 @@ pub const NOT_REVOKED: &str = "the new secret was delivered, but the consent may
 /// The end of the error line if the new secret was not delivered.
 pub const NOT_DELIVERED: &str = "the client has a new secret that may not have been delivered; fix the output or the command, then run again";
 
-pub const NOT_VERIFIED: &str =
-    "the new secret was delivered, but not verified; check that the client can sign in with it";
+pub const NOT_VERIFIED: &str = "the new secret was delivered, but not verified; check that the client can sign in with it, and if it cannot, run again";

@@ -1,0 +1,73 @@
+//! The calls to a portal, and everything in which they differ.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    SignIn,
+    Probe,
+    Regenerate,
+    Revoke,
+    Introspect,
+    Expiry,
+}
+
+impl Call {
+    pub fn method(self) -> &'static str {
+        match self {
+            Call::SignIn | Call::Expiry => "GET",
+            Call::Probe => "HEAD",
+            Call::Regenerate => "PATCH",
+            Call::Revoke => "DELETE",
+            Call::Introspect => "POST",
+        }
+    }
+
+    pub fn path(self, client: &str) -> String {
+        match self {
+            Call::SignIn => "/api/2.0/security/oauth2/token".to_owned(),
+            Call::Probe => format!("/api/2.0/clients/{client}"),
+            Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
+            Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
+            Call::Introspect => "/oauth2/introspect".to_owned(),
+            Call::Expiry => "/api/2.0/keys/@self".to_owned(),
+        }
+    }
+
+    /// Returns the name in messages, in the words of the vendor's sample.
+    pub fn name(self) -> &'static str {
+        match self {
+            Call::SignIn => "[GET token]",
+            Call::Probe => "[HEAD client]",
+            Call::Regenerate => "[PATCH regenerate]",
+            Call::Revoke => "[DELETE revoke]",
+            Call::Introspect => "[POST introspect]",
+            Call::Expiry => "[GET key]",
+        }
+    }
+
+    /// Each PATCH makes another secret. One that got no answer may still take effect minutes later,
+    /// and would replace the secret of a second one (observed).
+    pub fn is_idempotent(self) -> bool {
+        self != Call::Regenerate
+    }
+
+    /// Returns true for what the run can do without. It gets less time.
+    pub fn is_optional(self) -> bool {
+        self == Call::Expiry
+    }
+
+    /// These calls go to the identity service, which accepts no API key, only its signature.
+    pub fn is_signed(self) -> bool {
+        matches!(self, Call::Probe | Call::Regenerate | Call::Revoke)
+    }
+
+    /// Returns true if a reply may contain a secret that the run does not know.
+    pub fn returns_secret(self) -> bool {
+        matches!(self, Call::SignIn | Call::Regenerate)
+    }
+
+    /// Before the PATCH, a TLS error ends the run even if it comes instead of a reply: TLS 1.3
+    /// reports a missing client certificate only then.
+    pub fn is_preparation(self) -> bool {
+        matches!(self, Call::SignIn | Call::Probe)
+    }
+}
