@@ -70,9 +70,15 @@ pub fn start(command: &mut Command) -> Child {
         .unwrap()
 }
 
+/// Sends a signal to a run that is not yet waited for.
 pub fn send(child: &Child, signal: i32) {
-    // SAFETY: a plain system call; the child is not yet waited for, so the id is its own.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    kill(child.id() as i32, signal);
+}
+
+/// Sends a signal to a process, or to a process group by its negative id.
+pub fn kill(id: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(id, signal) }, 0);
 }
 
 /// Waits for the end of a run, and checks that its stderr has no secret, no control character and one error line.
@@ -117,6 +123,18 @@ pub fn read_until(child: &mut Child, text: &str) {
             .read_exact(&mut byte)
             .unwrap_or_else(|error| panic!("{error}: {log}"));
         log.push(byte[0].into());
+    }
+}
+
+/// Names the case of a test: a test that fails before this is dropped prints the name.
+pub struct Named(pub &'static str);
+
+impl Drop for Named {
+    #[allow(clippy::print_stderr)] // The test runner shows it with the failure.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the case that failed: {}", self.0);
+        }
     }
 }
 
