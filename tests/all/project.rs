@@ -1,14 +1,14 @@
 //! The files of the project that users copy, and stubs for the programs that they call.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::mock::{KEY, SECRET, SIGNATURE};
-use crate::run::{Folder, Run};
+use crate::mock::*;
+use crate::run::*;
 
 /// A secret of the store, which must not be in a log.
 pub const TOKEN: &str = "token-of-the-store";
@@ -16,42 +16,55 @@ pub const TOKEN: &str = "token-of-the-store";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Returns the text of a file of the project.
+#[track_caller]
 pub fn text(name: &str) -> String {
-    let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join(name));
+    text.expect(name)
 }
 
 /// Returns the last document.
+#[track_caller]
 pub fn yaml(text: &str) -> Yaml {
-    YamlLoader::load_from_str(text).unwrap().pop().unwrap()
+    let mut documents = YamlLoader::load_from_str(text).unwrap();
+    documents.pop().unwrap()
 }
 
-/// Writes an executable script for sh, which knows its folder.
+/// Writes an executable script for sh, which knows its folder as `$here`.
 pub fn stub(folder: &Folder, name: &str, script: &str) {
-    let file = folder.file(
-        name,
-        format!(
-            "#!/bin/sh\nhere='{}'\n{script}\n",
-            folder.as_ref().display()
-        ),
-    );
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+    let here = folder.as_ref().display();
+    let script = format!("#!/bin/sh\nhere='{here}'\n{script}\n");
+    let file = folder.file(name, script);
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(file, executable).unwrap();
+}
+
+/// Returns a PATH with this folder before those of the system.
+pub fn path_with(folder: &Path) -> String {
+    format!("{}:/usr/bin:/bin", folder.display())
 }
 
 /// Runs a job, and checks that its log has no secret.
+#[track_caller]
 pub fn log_of(command: &mut Command) -> Run {
     let output = command.output().unwrap();
     let run = Run::of(command, &output);
+    let log = format!("{}{}", run.stdout, run.stderr);
     for hidden in [KEY, SIGNATURE, SECRET, TOKEN] {
-        assert!(
-            !run.stdout.contains(hidden) && !run.stderr.contains(hidden),
-            "a secret in the log\n{run}"
-        );
+        assert!(!log.contains(hidden), "a secret in the log\n{run}");
     }
     run
 }
 
+/// Runs a job, and checks that it exits with status 0.
+#[track_caller]
+pub fn succeeds(command: &mut Command) {
+    let run = log_of(command);
+    assert_eq!(run.status, Some(0), "{run}");
+}
+
 /// Reads a file of a folder, if it exists.
 pub fn read(folder: &Folder, name: &str) -> Option<String> {
-    fs::read_to_string(folder.path(name)).ok()
+    let path = folder.path(name);
+    fs::read_to_string(path).ok()
 }
