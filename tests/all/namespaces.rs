@@ -1,6 +1,6 @@
 //! Tests that run again in namespaces of their own, as root of nothing but these.
-#![allow(clippy::unwrap_used)]
 
+use std::env;
 use std::path::Path;
 use std::process::Command;
 
@@ -8,55 +8,44 @@ use crate::run::skipped;
 
 const INSIDE: &str = "DOCSPACE_ROTATE_IN_NAMESPACE";
 
-/// A new network namespace has a loopback device that is down.
-const LOOPBACK_UP: [&str; 5] = ["ip", "link", "set", "lo", "up"];
+/// Returns a command that runs a program in new namespaces.
+fn unshare(program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "--mount", "--net"])
+        .arg(program)
+        .env(INSIDE, "1");
+    command
+}
 
-const UNSHARE: [&str; 4] = ["--user", "--map-root-user", "--mount", "--net"];
-
-/// Runs a test again in namespaces, in which this returns true and the test goes on.
+/// Runs a test again in namespaces, where this returns true and the test goes on.
 pub fn in_namespaces(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        system(&LOOPBACK_UP.join(" "));
+    if env::var_os(INSIDE).is_some() {
+        // The loopback device of a new namespace is down.
+        system("ip link set lo up");
         return true;
     }
-    let unshare = |program: &Path, args: &[&str]| {
-        Command::new("unshare")
-            .args(UNSHARE)
-            .arg(program)
-            .args(args)
-            .env(INSIDE, "1")
-            .output()
-    };
-    if !unshare(Path::new("ip"), &LOOPBACK_UP[1..]).is_ok_and(|output| output.status.success()) {
-        skipped(
-            test,
-            "no namespaces here (unshare --user --mount --net), or no ip(8)",
-        );
+    let mut ip = unshare(Path::new("ip"));
+    let output = ip.args(["link", "set", "lo", "up"]).output();
+    if !output.is_ok_and(|output| output.status.success()) {
+        let why = "no namespaces here (unshare --user --mount --net), or no ip(8)";
+        skipped(test, why);
         return false;
     }
-    let output = unshare(
-        &std::env::current_exe().unwrap(),
-        &["--exact", test, "--nocapture"],
-    )
-    .unwrap();
+    let mut again = unshare(&env::current_exe().unwrap());
+    again.args(["--exact", test, "--nocapture"]);
+    let output = again.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "in namespaces:\n{text}"
-    );
+    let has_passed = output.status.success() && text.contains("1 passed");
+    assert!(has_passed, "in namespaces:\n{text}");
     false
 }
 
 /// Runs a command of the system, as in mount(8).
 pub fn system(words: &str) {
-    let words: Vec<&str> = words.split(' ').collect();
-    assert!(
-        Command::new(words[0])
-            .args(&words[1..])
-            .status()
-            .unwrap()
-            .success(),
-        "{words:?}"
-    );
+    let mut list = words.split(' ');
+    let mut command = Command::new(list.next().unwrap());
+    let status = command.args(list).status().unwrap();
+    assert!(status.success(), "{words}");
 }
