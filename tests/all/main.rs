@@ -1,4 +1,6 @@
 //! The program end to end: the real binary against a mock portal. One test binary, with a module a concern.
+//! The tests mostly wait for timeouts, retries and other programs, so .cargo/config.toml runs 32 of them at a time
+//! (`RUST_TEST_THREADS`), however few cores there are.
 #![allow(clippy::unwrap_used)] // A test that cannot go on may panic.
 
 #[path = "../mock/mod.rs"]
