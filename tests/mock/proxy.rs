@@ -1,6 +1,6 @@
 //! A mock proxy on loopback that speaks CONNECT and SOCKS, and connects to one portal whatever host is requested.
 
-use std::io::{self, ErrorKind};
+use std::io::{ErrorKind, Result};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,12 +18,10 @@ pub enum Behavior {
     Answer(Vec<u8>, Duration),
 }
 
-type Seen = Mutex<Vec<String>>;
-
 /// A running proxy, which serves until the test process ends.
 pub struct MockProxy {
     pub at: SocketAddr,
-    requests: Arc<Seen>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl MockProxy {
@@ -31,12 +29,17 @@ impl MockProxy {
     pub fn start(portal: SocketAddr, tls: Tls, behavior: Behavior) -> MockProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at = listener.local_addr().unwrap();
-        let requests = Arc::<Seen>::default();
-        let seen = requests.clone();
+        let requests = Arc::default();
+        let server = Server {
+            portal,
+            tls,
+            behavior,
+            requests: Arc::clone(&requests),
+        };
         thread::spawn(move || {
             for client in listener.incoming() {
                 // The client may end the connection at any point; the test decides whether that is right.
-                let _ = serve(client.unwrap(), portal, tls.clone(), &behavior, &seen);
+                let _ = server.serve(client.unwrap());
             }
         });
         MockProxy { at, requests }
@@ -48,53 +51,65 @@ impl MockProxy {
     }
 }
 
-fn serve(
-    tcp: TcpStream,
+/// What the thread of a proxy needs.
+struct Server {
     portal: SocketAddr,
     tls: Tls,
-    behavior: &Behavior,
-    seen: &Seen,
-) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let mut client: Box<dyn Stream> = match tls {
-        Some(tls) => Box::new(StreamOwned::new(
-            ServerConnection::new(tls).unwrap(),
-            tcp.try_clone()?,
-        )),
-        None => Box::new(tcp.try_clone()?),
-    };
-    let client = &mut *client;
-    let (request, answer): (_, &[u8]) = match read(client, 1)?[0] {
-        5 => (socks5(client)?, &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
-        4 => {
-            read(client, 7)?;
-            let request = read_until(client, "\0")? + &read_until(client, "\0")?;
-            (request.replace('\0', ""), &[0, 90, 0, 0, 0, 0, 0, 0])
+    behavior: Behavior,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn serve(&self, tcp: TcpStream) -> Result<()> {
+        tcp.set_nodelay(true)?;
+        let client = &mut *self.accept(tcp.try_clone()?);
+        let first = read(client, 1)?[0];
+        let request = match first {
+            4 => read_socks4(client)?,
+            5 => read_socks5(client)?,
+            _ => char::from(first).to_string() + &read_until(client, "\r\n\r\n")?,
+        };
+        self.requests.lock().unwrap().push(request);
+        if let Behavior::Answer(bytes, pause) = &self.behavior {
+            return send_slowly(client, bytes, *pause);
         }
-        first => {
-            let request = char::from(first).to_string() + &read_until(client, "\r\n\r\n")?;
-            (request, b"HTTP/1.1 200 Connection established\r\n\r\n")
-        }
-    };
-    seen.lock().unwrap().push(request);
-    if let Behavior::Answer(bytes, pause) = behavior {
-        return bytes.iter().try_for_each(|byte| {
-            thread::sleep(*pause);
-            client.write_all(&[*byte]).and_then(|()| client.flush())
-        });
+        let granted: &[u8] = match first {
+            4 => &[0, 90, 0, 0, 0, 0, 0, 0],
+            5 => &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+            _ => b"HTTP/1.1 200 Connection established\r\n\r\n",
+        };
+        client.write_all(granted)?;
+
+        let portal = &mut TcpStream::connect(self.portal)?;
+        portal.set_nodelay(true)?;
+        // A TLS stream can't be split into two, so one thread polls both directions.
+        let pause = Some(Duration::from_millis(1));
+        tcp.set_read_timeout(pause)?;
+        portal.set_read_timeout(pause)?;
+        while copy(client, portal)? && copy(portal, client)? {}
+        Ok(())
     }
-    client.write_all(answer)?;
-    let portal = &mut TcpStream::connect(portal)?;
-    portal.set_nodelay(true)?;
-    // A TLS stream can't be split into two, so one thread polls both directions.
-    tcp.set_read_timeout(Some(Duration::from_millis(1)))?;
-    portal.set_read_timeout(Some(Duration::from_millis(1)))?;
-    while copy(client, portal)? && copy(portal, client)? {}
+
+    fn accept(&self, tcp: TcpStream) -> Box<dyn Stream> {
+        let Some(config) = self.tls.clone() else {
+            return Box::new(tcp);
+        };
+        let tls = ServerConnection::new(config).unwrap();
+        Box::new(StreamOwned::new(tls, tcp))
+    }
+}
+
+fn send_slowly(client: &mut dyn Stream, bytes: &[u8], pause: Duration) -> Result<()> {
+    for byte in bytes {
+        thread::sleep(pause);
+        client.write_all(&[*byte])?;
+        client.flush()?;
+    }
     Ok(())
 }
 
 /// Copies what has arrived, and returns false at the end.
-fn copy(from: &mut dyn Stream, to: &mut dyn Stream) -> io::Result<bool> {
+fn copy(from: &mut dyn Stream, to: &mut dyn Stream) -> Result<bool> {
     let mut buffer = [0; 16 * 1024];
     let length = match from.read(&mut buffer) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
@@ -105,26 +120,41 @@ fn copy(from: &mut dyn Stream, to: &mut dyn Stream) -> io::Result<bool> {
     Ok(length > 0)
 }
 
+/// Reads the rest of a SOCKS 4a request: a port, an address, a user and a host.
+fn read_socks4(client: &mut dyn Stream) -> Result<String> {
+    read(client, 7)?;
+    let user = read_until(client, "\0")?;
+    let host = read_until(client, "\0")?;
+    Ok(format!("{user}{host}").replace('\0', ""))
+}
+
 /// Reads a SOCKS 5 request (RFC 1928), and a user and a password if the client offers them (RFC 1929).
-fn socks5(client: &mut dyn Stream) -> io::Result<String> {
+fn read_socks5(client: &mut dyn Stream) -> Result<String> {
     let mut request = String::new();
     let has_password = read_counted(client)?.contains('\u{2}');
-    client.write_all(&[5, if has_password { 2 } else { 0 }])?;
     if has_password {
+        client.write_all(&[5, 2])?;
         read(client, 1)?;
-        request = format!("{} {} ", read_counted(client)?, read_counted(client)?);
+        let user = read_counted(client)?;
+        let password = read_counted(client)?;
+        request = format!("{user} {password} ");
         client.write_all(&[1, 0])?;
+    } else {
+        client.write_all(&[5, 0])?;
     }
-    request += &match read(client, 4)?[3] {
-        3 => read_counted(client)?,
-        kind => format!("an address of type {kind}"),
-    };
+    let kind = read(client, 4)?[3];
+    if kind == 3 {
+        request += &read_counted(client)?;
+    } else {
+        request += &format!("an address of type {kind}");
+    }
     read(client, 2)?;
     Ok(request)
 }
 
 /// Reads text preceded by its length.
-fn read_counted(client: &mut dyn Stream) -> io::Result<String> {
+fn read_counted(client: &mut dyn Stream) -> Result<String> {
     let length = read(client, 1)?[0];
-    Ok(String::from_utf8(read(client, length.into())?).unwrap())
+    let text = read(client, length.into())?;
+    Ok(String::from_utf8(text).unwrap())
 }
