@@ -17,7 +17,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Creates a CA with a name of its own, as clients look CAs up by name.
+    /// Creates a CA with a unique name, because clients find CAs by name.
     pub fn new() -> Certificates {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         // The host name matters only if the CA's certificate is served as a server's.
@@ -34,10 +34,7 @@ impl Certificates {
 
     /// Configures a server with a valid certificate for this host.
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
-        self.issue(
-            ServerConfig::builder().with_no_client_auth(),
-            params_for(name),
-        )
+        self.issue(anonymous_clients(), params_for(name))
     }
 
     /// Configures a server whose certificate expired in 2020.
@@ -45,7 +42,7 @@ impl Certificates {
         let mut params = params_for(name);
         params.not_before = rcgen::date_time_ymd(2019, 1, 1);
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-        self.issue(ServerConfig::builder().with_no_client_auth(), params)
+        self.issue(anonymous_clients(), params)
     }
 
     /// Configures a server that requires a client certificate and speaks one version of TLS.
@@ -57,37 +54,33 @@ impl Certificates {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.der().clone()).unwrap();
         let verifier = WebPkiClientVerifier::builder(roots.into()).build().unwrap();
-        let builder = ServerConfig::builder_with_protocol_versions(&[version]);
-        self.issue(
-            builder.with_client_cert_verifier(verifier),
-            params_for(name),
-        )
+        let builder = ServerConfig::builder_with_protocol_versions(&[version])
+            .with_client_cert_verifier(verifier);
+        self.issue(builder, params_for(name))
     }
 
     /// Configures a server that presents the CA's own certificate as the server's.
     pub fn ca_as_server(&self) -> Arc<ServerConfig> {
-        configure(
-            ServerConfig::builder().with_no_client_auth(),
-            self.ca.der().clone(),
-            self.ca.key(),
-        )
+        let certificate = self.ca.der().clone();
+        configure(anonymous_clients(), certificate, self.ca.key())
     }
 
     /// Issues a certificate and configures a server with it.
     fn issue(&self, builder: Builder, params: CertificateParams) -> Arc<ServerConfig> {
         let key = new_key();
-        configure(
-            builder,
-            params.signed_by(&key, &self.ca).unwrap().into(),
-            &key,
-        )
+        let certificate = params.signed_by(&key, &self.ca).unwrap();
+        configure(builder, certificate.into(), &key)
     }
 }
 
 /// A configuration that lacks only the certificate.
 type Builder = ConfigBuilder<ServerConfig, WantsServerCert>;
 
-/// Generates a key whose signatures all have the same length, so that handshakes do, too.
+fn anonymous_clients() -> Builder {
+    ServerConfig::builder().with_no_client_auth()
+}
+
+/// Generates a key whose signatures have a fixed length, so handshakes have one, too.
 fn new_key() -> KeyPair {
     KeyPair::generate_for(&PKCS_ED25519).unwrap()
 }

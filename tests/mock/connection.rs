@@ -1,7 +1,7 @@
 //! One connection to the mock portal: reads the requests and performs the actions.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Result, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -31,22 +31,25 @@ pub struct State {
 impl State {
     /// Returns the actions of the script if it expects this event next.
     fn next(&mut self, event: &str) -> Option<Vec<Action>> {
-        self.script
-            .front()
-            .filter(|(expected, _)| *expected == event)?;
-        self.script.pop_front().map(|(_, actions)| actions)
+        let (expected, _) = self.script.front()?;
+        if *expected != event {
+            return None;
+        }
+        let (_, actions) = self.script.pop_front()?;
+        Some(actions)
     }
 
     fn answer(&mut self, request: Request) -> Vec<Action> {
         let name = request.name();
-        let actions = match &mut self.answer {
-            Some(answer) => vec![reply_to(&name, answer(&request))],
-            None => self.next(&name).unwrap_or_else(|| {
-                self.unexpected
-                    .get_or_insert(format!("{name} was not expected"));
-                self.script.clear();
-                vec![Action::Send(response("499 Unexpected", "", ""))]
-            }),
+        let actions = if let Some(answer) = &mut self.answer {
+            vec![reply_to(&name, answer(&request))]
+        } else if let Some(actions) = self.next(&name) {
+            actions
+        } else {
+            let problem = format!("{name} was not expected");
+            self.unexpected.get_or_insert(problem);
+            self.script.clear();
+            vec![Action::Send(response("499 Unexpected", "", ""))]
         };
         self.requests.push(request);
         actions
@@ -65,7 +68,7 @@ struct Wire<'a> {
 }
 
 impl Read for Wire<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let read = self.tcp.read(buffer)?;
         self.state.lock().unwrap().bytes += read;
         Ok(read)
@@ -73,17 +76,18 @@ impl Read for Wire<'_> {
 }
 
 impl Write for Wire<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
         if self.limit == 0 {
             return Err(reset(&self.tcp));
         }
-        let sent = self.tcp.write(&bytes[..self.limit.min(bytes.len())])?;
+        let length = self.limit.min(bytes.len());
+        let sent = self.tcp.write(&bytes[..length])?;
         self.state.lock().unwrap().bytes += sent;
         self.limit -= sent;
         Ok(sent)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 }
@@ -95,32 +99,28 @@ struct Connection<'a> {
 }
 
 /// Serves a connection to its end, which is always an error.
-pub fn serve(tcp: TcpStream, number: usize, tls: Tls, state: &Mutex<State>) -> io::Result<()> {
+pub fn serve(tcp: TcpStream, number: usize, tls: Tls, state: &Mutex<State>) -> Result<()> {
     tcp.set_nodelay(true)?;
-    let mut connection = Connection {
-        wire: Wire {
-            tcp,
-            limit: usize::MAX,
-            state,
-        },
-        tls: None,
+    let wire = Wire {
+        tcp,
+        limit: usize::MAX,
+        state,
     };
-    let on = |event| state.lock().unwrap().next(event).unwrap_or_default();
-    connection.perform(on("a connection"))?;
+    let mut connection = Connection { wire, tls: None };
+    let actions_on = |event| state.lock().unwrap().next(event).unwrap_or_default();
+    connection.perform(actions_on("a connection"))?;
     if let Some(config) = tls {
         let mut tls = ServerConnection::new(config).unwrap();
         if let Err(error) = tls.complete_io(&mut connection.wire) {
-            // If it were closed with bytes unread, the kernel would send a RST and drop the alert.
+            // A close with unread bytes makes the kernel send a RST, which drops the alert.
             connection.wire.tcp.shutdown(Shutdown::Write)?;
-            return io::copy(&mut connection.wire, &mut io::sink()).and(Err(error));
+            discard(&mut connection.wire)?;
+            return Err(error);
         }
-        state
-            .lock()
-            .unwrap()
-            .handshakes
-            .extend(tls.handshake_kind());
+        let kind = tls.handshake_kind().unwrap();
+        state.lock().unwrap().handshakes.push(kind);
         connection.tls = Some(tls);
-        connection.perform(on("a TLS handshake"))?;
+        connection.perform(actions_on("a TLS handshake"))?;
     }
     loop {
         let request = read_request(&mut *connection.stream(), number)?;
@@ -138,7 +138,7 @@ impl Connection<'_> {
     }
 
     /// Performs the actions; an error ends the connection.
-    fn perform(&mut self, actions: Vec<Action>) -> io::Result<()> {
+    fn perform(&mut self, actions: Vec<Action>) -> Result<()> {
         for action in actions {
             match action {
                 Action::Send(bytes) => self.stream().write_all(&bytes)?,
@@ -148,7 +148,7 @@ impl Connection<'_> {
                 Action::ResetAfter(bytes) => self.wire.limit = bytes,
                 Action::Close => return Err(ErrorKind::ConnectionAborted.into()),
                 Action::Reset => return Err(reset(&self.wire.tcp)),
-                Action::Hang => drop(io::copy(&mut self.stream(), &mut io::sink())?),
+                Action::Hang => discard(&mut *self.stream())?,
             }
             self.stream().flush()?;
         }
@@ -156,37 +156,37 @@ impl Connection<'_> {
     }
 }
 
-fn read_request(stream: &mut dyn Stream, connection: usize) -> io::Result<Request> {
+fn read_request(stream: &mut dyn Stream, connection: usize) -> Result<Request> {
     let head = read_until(stream, "\r\n\r\n")?;
-    let (first, fields) = head.split_once("\r\n").unwrap();
-    let mut words = first.split(' ').map(str::to_owned);
-    let (method, target) = (words.next().unwrap(), words.next().unwrap());
-    let fields = fields.lines().filter_map(|line| line.split_once(": "));
-    let headers = fields
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-        .collect();
+    let mut words = head.split(' ');
     let mut request = Request {
         connection,
-        method,
-        target,
-        headers,
+        method: words.next().unwrap().to_owned(),
+        target: words.next().unwrap().to_owned(),
+        head,
         body: String::new(),
     };
-    let length = request
-        .header("content-length")
-        .map_or(0, |length| length.parse().unwrap());
-    request.body = String::from_utf8(read(stream, length)?).unwrap();
+    if let Some(length) = request.header("content-length") {
+        let body = read(stream, length.parse().unwrap())?;
+        request.body = String::from_utf8(body).unwrap();
+    }
     Ok(request)
 }
 
-pub fn read(stream: &mut dyn Stream, length: usize) -> io::Result<Vec<u8>> {
+/// Reads until the client closes the connection.
+fn discard(stream: &mut dyn Stream) -> Result<()> {
+    io::copy(stream, &mut io::sink())?;
+    Ok(())
+}
+
+pub fn read(stream: &mut dyn Stream, length: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Reads text up to and with this end.
-pub fn read_until(stream: &mut dyn Stream, end: &str) -> io::Result<String> {
+/// Reads text up to and including this end.
+pub fn read_until(stream: &mut dyn Stream, end: &str) -> Result<String> {
     let mut text = vec![];
     while !text.ends_with(end.as_bytes()) {
         text.extend(read(stream, 1)?);
@@ -194,16 +194,14 @@ pub fn read_until(stream: &mut dyn Stream, end: &str) -> io::Result<String> {
     Ok(String::from_utf8(text).unwrap())
 }
 
-/// Has the kernel send a RST when the socket is closed.
+/// Makes the kernel send a RST when the socket is closed.
 fn reset(tcp: &TcpStream) -> io::Error {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };
-    let (option, size) = (
-        (&raw const linger).cast(),
-        size_of_val(&linger) as libc::socklen_t,
-    );
+    let option = (&raw const linger).cast();
+    let size = size_of_val(&linger) as libc::socklen_t;
     // SAFETY: the socket is open, and the option is read within the call.
     let set = unsafe {
         libc::setsockopt(

@@ -1,4 +1,4 @@
-//! A mock of a portal on loopback: it answers as a script says, byte by byte.
+//! A mock portal on loopback, which sends the bytes that a script or the test chooses.
 #![allow(dead_code, clippy::unwrap_used)] // Each user needs only a part of it, and a mock may panic.
 
 pub mod certificates;
@@ -9,9 +9,9 @@ mod replies;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use connection::{State, serve};
 pub use replies::*;
@@ -25,7 +25,7 @@ pub enum Action {
     Sleep(Duration),
     /// Waits until the test drops or uses the sender.
     WaitFor(Receiver<()>),
-    /// Resets the connection once it has sent this many bytes; for an accepted connection.
+    /// Resets the connection after it has sent this many bytes; for an accepted connection.
     ResetAfter(usize),
     Close,
     Reset,
@@ -48,32 +48,31 @@ pub struct Request {
     pub connection: usize,
     pub method: String,
     pub target: String,
-    /// The header fields, with names in lower case.
-    headers: Vec<(String, String)>,
+    /// The request line and the header.
+    head: String,
     pub body: String,
 }
 
 impl Request {
     /// Returns the value of a header field, which may occur only once.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self
-            .headers
-            .iter()
-            .filter(|(field, _)| field == name)
-            .map(|(_, value)| &**value);
-        let value = values.next();
-        assert!(values.next().is_none(), "{name} occurs twice: {self:?}");
-        value
+        let mut values = vec![];
+        for line in self.head.lines() {
+            if let Some((field, value)) = line.split_once(": ")
+                && field.eq_ignore_ascii_case(name)
+            {
+                values.push(value);
+            }
+        }
+        assert!(values.len() < 2, "{name} occurs twice: {self:?}");
+        values.pop()
     }
 
     /// Returns the method and the last part of the path, as in the program's log.
     pub fn name(&self) -> String {
-        let last = self.target.rsplit('/').next().unwrap_or_default();
-        let last = if self.target.ends_with(&format!("/clients/{last}")) {
-            "client"
-        } else {
-            last
-        };
+        let (path, last) = self.target.rsplit_once('/').unwrap();
+        let is_client = path.ends_with("/clients");
+        let last = if is_client { "client" } else { last };
         format!("{} {last}", self.method)
     }
 }
@@ -100,18 +99,15 @@ impl MockPortal {
 
     /// Starts a mock that follows a script, with or without TLS.
     pub fn start(tls: Tls, script: Vec<Expect>) -> MockPortal {
-        let script = script.into_iter().map(|expected| match expected {
-            Expect::Connection(actions) => ("a connection", actions),
-            Expect::Handshake(actions) => ("a TLS handshake", actions),
-            Expect::Request(name, actions) => (name, actions),
-        });
-        MockPortal::listen(
-            tls,
-            State {
-                script: script.collect(),
-                ..State::default()
-            },
-        )
+        let mut state = State::default();
+        for expected in script {
+            state.script.push_back(match expected {
+                Expect::Connection(actions) => ("a connection", actions),
+                Expect::Handshake(actions) => ("a TLS handshake", actions),
+                Expect::Request(name, actions) => (name, actions),
+            });
+        }
+        MockPortal::listen(tls, state)
     }
 
     /// Starts a mock that computes its replies to any number of requests.
@@ -119,13 +115,11 @@ impl MockPortal {
         tls: Tls,
         answer: impl FnMut(&Request) -> Vec<u8> + Send + 'static,
     ) -> MockPortal {
-        MockPortal::listen(
-            tls,
-            State {
-                answer: Some(Box::new(answer)),
-                ..State::default()
-            },
-        )
+        let state = State {
+            answer: Some(Box::new(answer)),
+            ..State::default()
+        };
+        MockPortal::listen(tls, state)
     }
 
     /// Listens on a free port, with a thread for each connection.
@@ -137,14 +131,15 @@ impl MockPortal {
         let shared = state.clone();
         let serve_all = move || {
             thread::scope(|scope| {
-                for (stream, number) in listener.incoming().zip(1..) {
-                    let (stream, tls, shared) = (stream.unwrap(), tls.clone(), &*shared);
-                    if shared.lock().unwrap().stop {
+                for (number, tcp) in (1..).zip(listener.incoming()) {
+                    let mut state = shared.lock().unwrap();
+                    if state.stop {
                         break;
                     }
-                    shared.lock().unwrap().connections = number;
+                    state.connections = number;
+                    let (shared, tls) = (&shared, tls.clone());
                     // The client may end the connection at any point; the test decides whether that is right.
-                    scope.spawn(move || serve(stream, number, tls, shared));
+                    scope.spawn(move || serve(tcp.unwrap(), number, tls, shared));
                 }
             });
         };
@@ -156,12 +151,16 @@ impl MockPortal {
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
     pub fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.at)
     }
 
     pub fn requests(&self) -> Vec<Request> {
-        self.state.lock().unwrap().requests.clone()
+        self.state().requests.clone()
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -169,43 +168,43 @@ impl MockPortal {
     }
 
     pub fn count(&self, name: &str) -> usize {
-        self.names().iter().filter(|other| *other == name).count()
+        self.names().iter().filter(|it| *it == name).count()
     }
 
     pub fn connections(&self) -> usize {
-        self.state.lock().unwrap().connections
+        self.state().connections
     }
 
     pub fn bytes(&self) -> usize {
-        self.state.lock().unwrap().bytes
+        self.state().bytes
     }
 
     pub fn handshakes(&self) -> Vec<HandshakeKind> {
-        self.state.lock().unwrap().handshakes.clone()
+        self.state().handshakes.clone()
     }
 
     pub fn wait_for(&self, requests: usize) {
-        let arrived = wait_until(|| self.requests().len() >= requests);
+        wait_until(|| self.requests().len() >= requests);
+        let arrived = self.requests();
         assert!(
-            arrived,
-            "of {requests} requests only these arrived: {:#?}",
-            self.requests()
+            arrived.len() >= requests,
+            "expected {requests} requests: {arrived:#?}"
         );
     }
 
     /// Accepts that the rest of the script is not followed.
     pub fn allow_unfinished(&self) {
-        self.state.lock().unwrap().unfinished_is_fine = true;
+        self.state().unfinished_is_fine = true;
     }
 
     /// Describes the first unexpected request, or what the script still expects.
     pub fn problem(&self) -> Option<String> {
-        let state = self.state.lock().unwrap();
-        let missing = state
-            .script
-            .front()
-            .map(|(event, _)| format!("{event} never came"));
-        state.unexpected.clone().or(missing)
+        let state = self.state();
+        if state.unexpected.is_some() {
+            return state.unexpected.clone();
+        }
+        let (event, _) = state.script.front()?;
+        Some(format!("{event} never came"))
     }
 }
 
@@ -214,14 +213,11 @@ impl Drop for MockPortal {
         if thread::panicking() {
             return;
         }
-        self.state.lock().unwrap().stop = true;
+        self.state().stop = true;
         let _ = TcpStream::connect(self.at);
-        self.thread
-            .take()
-            .unwrap()
-            .join()
-            .expect("the mock does not panic");
-        if !self.state.lock().unwrap().unfinished_is_fine {
+        let thread = self.thread.take().unwrap();
+        thread.join().expect("the mock does not panic");
+        if !self.state().unfinished_is_fine {
             assert_eq!(self.problem(), None, "requests: {:#?}", self.requests());
         }
     }
@@ -229,10 +225,13 @@ impl Drop for MockPortal {
 
 /// Waits up to about 20 s until a condition is true, and returns whether it is.
 pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
-    (0..20_000).any(|_| {
+    for _ in 0..20_000 {
+        if condition() {
+            return true;
+        }
         thread::sleep(Duration::from_millis(1));
-        condition()
-    })
+    }
+    false
 }
 
 /// Returns the static binary in the same target folder, if it is built and as new as its source.
@@ -240,8 +239,15 @@ pub fn static_binary(ordinary: &str) -> Option<PathBuf> {
     let target = Path::new(ordinary).ancestors().nth(2)?;
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let binary = target.join(triple).join("release/docspace-rotate");
-    let built = binary.metadata().and_then(|file| file.modified()).ok()?;
-    let source = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
-    let changed = source.map(|file| file.unwrap().metadata().unwrap().modified().unwrap());
-    (Some(built) >= changed.max()).then_some(binary)
+    let built = modified(&binary)?;
+    for source in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap() {
+        if modified(&source.unwrap().path())? > built {
+            return None;
+        }
+    }
+    Some(binary)
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    file.metadata().ok()?.modified().ok()
 }

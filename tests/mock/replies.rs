@@ -1,4 +1,4 @@
-//! The words of the tests' scripts: requests, and the replies of a real portal and of others.
+//! What scripts are made of: requests, and replies of a real portal and of others.
 
 use std::sync::mpsc::{Sender, channel};
 
@@ -29,21 +29,21 @@ pub fn secret_line() -> String {
     format!("{SECRET}\n")
 }
 
+/// Reads a reply that a real portal sent.
 pub fn recorded(name: &str) -> Vec<u8> {
-    let path = format!(
-        "{}/tests/mock/replies/{name}.http",
-        env!("CARGO_MANIFEST_DIR")
-    );
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mock/replies");
+    let path = format!("{folder}/{name}.http");
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Returns a reply with a status, at most one more header line, and a body.
 pub fn response(status: &str, header: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
-    let (body, end) = (body.as_ref(), if header.is_empty() { "" } else { "\r\n" });
-    let head = format!(
-        "HTTP/1.1 {status}\r\n{header}{end}Content-Length: {}\r\n\r\n",
-        body.len()
-    );
+    let body = body.as_ref();
+    let mut head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n", body.len());
+    if !header.is_empty() {
+        head += &format!("{header}\r\n");
+    }
+    head += "\r\n";
     [head.as_bytes(), body].concat()
 }
 
@@ -52,21 +52,22 @@ pub fn json(body: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 pub fn without_body(mut reply: Vec<u8>) -> Vec<u8> {
-    let end = reply.windows(4).position(|end| end == b"\r\n\r\n");
-    reply.truncate(end.map_or(reply.len(), |start| start + 4));
+    let end = b"\r\n\r\n";
+    if let Some(start) = reply.windows(4).position(|bytes| bytes == end) {
+        reply.truncate(start + 4);
+    }
     reply
 }
 
-/// Sends a reply to this request, to a HEAD without the body.
+/// Sends a reply to this request, without the body if it is a HEAD.
 pub fn reply_to(request: &str, reply: Vec<u8>) -> Action {
-    Action::Send(if request.starts_with("HEAD ") {
-        without_body(reply)
-    } else {
-        reply
-    })
+    if request.starts_with("HEAD ") {
+        return Action::Send(without_body(reply));
+    }
+    Action::Send(reply)
 }
 
-/// Expects a request and sends a reply, to a HEAD without the body.
+/// Expects a request and sends a reply, without the body if it is a HEAD.
 pub fn expect(request: &'static str, reply: impl Into<Vec<u8>>) -> Expect {
     expect_then(request, [reply_to(request, reply.into())])
 }
@@ -78,13 +79,8 @@ pub fn expect_then(request: &'static str, actions: impl Into<Vec<Action>>) -> Ex
 /// Expects a request whose reply waits until the sender is dropped.
 pub fn gated(request: &'static str, reply: impl Into<Vec<u8>>) -> (Sender<()>, Expect) {
     let (sender, gate) = channel();
-    (
-        sender,
-        expect_then(
-            request,
-            [Action::WaitFor(gate), reply_to(request, reply.into())],
-        ),
-    )
+    let actions = [Action::WaitFor(gate), reply_to(request, reply.into())];
+    (sender, expect_then(request, actions))
 }
 
 // The requests of a good run, with the replies of a real portal.
@@ -106,7 +102,9 @@ pub fn introspect() -> Expect {
 
 /// Expects the sign-in, the HEAD, and then more.
 pub fn ready(more: impl IntoIterator<Item = Expect>) -> Vec<Expect> {
-    [sign_in(), probe()].into_iter().chain(more).collect()
+    let mut script = vec![sign_in(), probe()];
+    script.extend(more);
+    script
 }
 
 pub fn good_run() -> Vec<Expect> {
