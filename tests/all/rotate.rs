@@ -1,4 +1,4 @@
-//! The job: which requests are sent, in which order, and what is said of the replies.
+//! The job: which requests are sent, in which order, and what is said about the replies.
 
 use std::fs;
 
@@ -8,83 +8,141 @@ use crate::words::*;
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = "Content-Type: text/plain; charset=utf-8";
-const PAGE: &str = "Content-Type: text/html";
 
 /// Expects a good run in which this request gets another reply.
 fn good_run_with(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
     let mut script = good_run_until(request, reply);
-    script.extend(good_run().into_iter().skip(script.len()));
+    let rest = good_run().into_iter().skip(script.len());
+    script.extend(rest);
     script
 }
 
-/// Returns the log line of a request that got this reply.
-fn status_line(request: &str, reply: &[u8]) -> String {
-    format!(
-        "[{request}] Status: {}",
-        String::from_utf8_lossy(&reply[9..12])
-    )
+/// A run that ends with one reply, and what its error line says.
+pub struct Case<'a> {
+    pub name: &'static str,
+    pub key: &'static str,
+    pub client: &'a str,
+    pub args: &'a [&'a str],
+    pub request: &'static str,
+    pub reply: Vec<u8>,
+    pub status: i32,
+    /// What the error says about the reply, from its status on.
+    pub said: &'a str,
 }
 
-/// Returns the error line for an answer.
-fn error(said: &str, state: &str) -> String {
-    format!("docspace-rotate: 127.0.0.1 {said}; {state}")
+impl Default for Case<'_> {
+    fn default() -> Self {
+        Case {
+            name: "",
+            key: KEY,
+            client: CLIENT,
+            args: &[],
+            request: "PATCH regenerate",
+            reply: vec![],
+            status: 3,
+            said: "",
+        }
+    }
+}
+
+impl Case<'_> {
+    /// Runs the program, and checks its status and all of its output.
+    pub fn check(self) {
+        let Case {
+            name,
+            request,
+            status,
+            said,
+            ..
+        } = self;
+        let portal = MockPortal::new(good_run_until(request, self.reply));
+        let mut command = program();
+        command.env("DOCSPACE_API_KEY", self.key);
+        command.args([self.client, "--url", &portal.url()]);
+        let run = run(command.args(self.args));
+
+        let (earlier_lines, stdout) = match request {
+            "GET token" => (0, String::new()),
+            "HEAD client" => (1, String::new()),
+            "PATCH regenerate" => (2, String::new()),
+            _ => (4, secret_line()),
+        };
+        let state = match status {
+            3 => REFUSED,
+            5 => NOT_REVOKED,
+            _ => UNKNOWN,
+        };
+        let status_line = format!("[{request}] Status: {}", &said[..3]);
+        let error = format!(
+            "docspace-rotate: 127.0.0.1 answered [{request}] with status {said}; {state}\n"
+        );
+        let log = [&GOOD_RUN_LOG[..earlier_lines], &[&status_line, &error]].concat();
+        assert_eq!(run.stderr, log.join("\n"), "{name}\n{run}");
+        assert_eq!(run.status, Some(status), "{name}\n{run}");
+        assert_eq!(run.stdout, stdout, "{name}\n{run}");
+    }
+}
+
+/// Checks each request of a good run with this key, at a portal below this path.
+fn assert_requests(key: &str, path: &str) {
+    let portal = MockPortal::new(good_run());
+    let url = format!("{}{path}/", portal.url());
+    let mut command = rotate(&portal);
+    command.env("DOCSPACE_API_KEY", key).args(["--url", &url]);
+    run(&mut command).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+
+    let requests = portal.requests();
+    let targets = requests.iter().map(|request| request.target.clone());
+    let api = format!("{path}/api/2.0");
+    let client = format!("{api}/clients/{CLIENT}");
+    let expected = [
+        format!("{api}/security/oauth2/token"),
+        client.clone(),
+        format!("{client}/regenerate"),
+        format!("{client}/revoke"),
+    ];
+    assert_eq!(targets.collect::<Vec<_>>(), expected);
+    let connections = requests.iter().map(|request| request.connection);
+    assert_eq!(connections.collect::<Vec<_>>(), [1, 1, 2, 2]);
+
+    let bearer = format!("Bearer {key}");
+    let host = portal.at.to_string();
+    for request in &requests {
+        let is_signed = request.name() != "GET token";
+        let has_length = request.method == "PATCH";
+        let assert_header = |name: &str, value: Option<&str>| {
+            assert_eq!(request.header(name), value, "{name}: {request:?}");
+        };
+        assert_header("authorization", Some(&bearer));
+        assert_header("x-signature", is_signed.then_some(SIGNATURE));
+        let agent = concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"));
+        assert_header("user-agent", Some(agent));
+        assert_header("accept", Some("application/json"));
+        assert_header("accept-encoding", None);
+        assert_header("host", Some(&host));
+        assert_header("content-length", has_length.then_some("0"));
+        assert_header("transfer-encoding", None);
+        assert_eq!(request.body, "");
+    }
 }
 
 #[test]
-fn makes_four_requests_on_two_connections_and_below_the_path_of_the_url() {
-    for (key, path) in [(KEY, ""), (BEARER, "/docs")] {
-        let portal = MockPortal::new(good_run());
-        let url = format!("{}{path}/", portal.url());
-        run(rotate(&portal)
-            .env("DOCSPACE_API_KEY", key)
-            .args(["--url", &url]))
-        .assert_run(0, &secret_line(), &GOOD_RUN_LOG);
-        let client = format!("clients/{CLIENT}");
-        let (patch, delete) = (format!("{client}/regenerate"), format!("{client}/revoke"));
-        let calls = [
-            (1, "security/oauth2/token"),
-            (1, &client),
-            (2, &patch),
-            (2, &delete),
-        ];
-        let requests = portal.requests();
-        let found = requests
-            .iter()
-            .map(|request| (request.connection, request.target.clone()));
-        assert_eq!(
-            found.collect::<Vec<_>>(),
-            calls.map(|(n, call)| (n, format!("{path}/api/2.0/{call}")))
-        );
-        for request in &requests {
-            for (name, value) in [
-                ("authorization", Some(&*format!("Bearer {key}"))),
-                (
-                    "x-signature",
-                    (request.name() != "GET token").then_some(SIGNATURE),
-                ),
-                (
-                    "user-agent",
-                    Some(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"))),
-                ),
-                ("accept", Some("application/json")),
-                ("accept-encoding", None),
-                ("host", Some(&portal.at.to_string())),
-                ("content-length", (request.method == "PATCH").then_some("0")),
-                ("transfer-encoding", None),
-            ] {
-                assert_eq!(request.header(name), value, "{name}: {request:?}");
-            }
-            assert_eq!(request.body, "");
-        }
-    }
+fn makes_four_requests_on_two_connections() {
+    assert_requests(KEY, "");
+}
+
+#[test]
+fn makes_the_requests_below_the_path_of_the_url() {
+    assert_requests(BEARER, "/docs");
 }
 
 #[test]
 fn runs_on_one_thread() {
     let (gate, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch, revoke()]));
+    let url = format!("http://localhost:{}", portal.at.port());
     let mut command = rotate(&portal);
-    let child = start(command.args(["--url", &format!("http://localhost:{}", portal.at.port())]));
+    let child = start(command.args(["--url", &url]));
     portal.wait_for(3);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(gate);
@@ -94,348 +152,318 @@ fn runs_on_one_thread() {
 
 #[test]
 fn only_runs_one_step() {
-    run_script(ready([regenerate()]), &["--only", "regenerate"]).assert_run(
-        0,
-        &secret_line(),
-        &GOOD_RUN_LOG[..4],
-    );
-    run_script(vec![sign_in(), revoke()], &["--only", "revoke"]).assert_run(
-        0,
-        "",
-        &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[4], GOOD_RUN_LOG[5]],
-    );
+    let script = ready([regenerate()]);
+    let log = &GOOD_RUN_LOG[..4];
+    run_script(script, &["--only", "regenerate"]).assert_run(0, &secret_line(), log);
+
+    let script = vec![sign_in(), revoke()];
+    let log = [GOOD_RUN_LOG[0], GOOD_RUN_LOG[4], GOOD_RUN_LOG[5]];
+    run_script(script, &["--only", "revoke"]).assert_run(0, "", &log);
 }
 
 #[test]
 fn json_is_the_object_on_one_line() {
     let object = format!(r#"{{"client_secret":"{SECRET}","note":"é \" \u001b"}}"#);
-    let spread = object.replace(",\"", " ,\r\n\t\"");
-    let other = format!(r#"{{"client_secret":"{SECRET}","response":{{"client_secret":""}}}}"#);
-    for (reply, expected) in [
-        (
-            recorded("patch-200"),
-            &format!(r#"{{"client_secret":"{SECRET}"}}"#),
-        ),
-        (
-            json(format!("\u{feff}{{\"count\":1,\n\"response\":{spread}}}\n")),
-            &object,
-        ),
-        (json(&other), &other),
-    ] {
-        let script = good_run_with("PATCH regenerate", reply);
-        run_script(script, &["--json"]).assert_run(0, &format!("{expected}\n"), &GOOD_RUN_LOG);
-    }
+    let indented = object.replace(",\"", " ,\r\n\t\"");
+    let reply = json(format!("{{\"count\":1,\n\"response\":{indented}}}\n"));
+    let script = good_run_with("PATCH regenerate", reply);
+    let line = format!("{object}\n");
+    run_script(script, &["--json"]).assert_run(0, &line, &GOOD_RUN_LOG);
 }
 
 #[test]
 fn the_longest_key_and_signature_are_sent() {
-    let (key, signature) = (
-        format!("sk-{}", "k".repeat(7997)),
-        format!("a.b.{}", "c".repeat(7996)),
-    );
+    let key = format!("sk-{}", "k".repeat(7997));
+    let signature = format!("a.b.{}", "c".repeat(7996));
     let reply = json(format!(r#"{{"response":"{signature}"}}"#));
     let portal = MockPortal::new(good_run_with("GET token", reply));
-    run(rotate(&portal).env("DOCSPACE_API_KEY", &key)).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+    let mut command = rotate(&portal);
+    command.env("DOCSPACE_API_KEY", &key);
+    run(&mut command).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
     let last = portal.requests().pop().unwrap();
-    assert_eq!(
-        last.header("authorization"),
-        Some(&*format!("Bearer {key}"))
-    );
+    let bearer = format!("Bearer {key}");
+    assert_eq!(last.header("authorization"), Some(&*bearer));
     assert_eq!(last.header("x-signature"), Some(&*signature));
 }
 
 #[test]
 fn a_wrong_key_ends_the_run() {
-    let told = response(
-        "401 ",
-        JSON,
-        r#"{"error":{"message":"The key was deactivated"},"title":""}"#,
-    );
-    for (key, reply, said) in [
-        (KEY, recorded("token-401"), ""),
-        (BEARER, recorded("token-401"), ""),
-        (KEY, told, " (The key was deactivated)"),
+    let message = r#"{"error":{"message":"The key was deactivated"},"title":""}"#;
+    for case in [
+        Case {
+            name: "an API key",
+            reply: recorded("token-401"),
+            said: "401: the key is wrong or has expired",
+            ..Case::default()
+        },
+        Case {
+            name: "a bearer token",
+            key: BEARER,
+            reply: recorded("token-401"),
+            said: "401: the key is wrong or has expired",
+            ..Case::default()
+        },
+        Case {
+            name: "a reason",
+            reply: response("401 ", JSON, message),
+            said: "401 (The key was deactivated): the key is wrong or has expired",
+            ..Case::default()
+        },
     ] {
-        let portal = MockPortal::new(good_run_until("GET token", reply));
-        let said =
-            format!("answered [GET token] with status 401{said}: the key is wrong or has expired");
-        let log = ["[GET token] Status: 401", &error(&said, REFUSED)];
-        run(rotate(&portal).env("DOCSPACE_API_KEY", key)).assert_run(3, "", &log);
+        let request = "GET token";
+        Case { request, ..case }.check();
     }
+}
+
+/// Runs until the portal refuses this request, which has no signature because the sign-in got another reply.
+fn refused_without_signature(sign_in: Vec<u8>, request: &'static str) -> Run {
+    let mut script = good_run_until(request, recorded("patch-403-unsigned"));
+    script[0] = expect("GET token", sign_in);
+    run_script(script, &[])
 }
 
 #[test]
-fn a_refusal_without_a_sign_in_names_both_answers() {
-    for (reply, named) in [
-        (
-            recorded("token-403"),
-            "403: the key may lack the global scopes",
-        ),
-        (response("404 Not Found", "", ""), "404"),
-    ] {
-        let states = [
-            ("PATCH regenerate", 3, REFUSED),
-            ("DELETE revoke", 5, NOT_REVOKED),
-        ];
-        for (request, status, state) in states {
-            let mut script = good_run_until(request, recorded("patch-403-unsigned"));
-            script[0] = expect("GET token", reply.clone());
-            let refused = run_script(script, &[]);
-            let both = format!("403, and [GET token] gave no signature (status {named})");
-            let said = format!("answered [{request}] with status {both}");
-            assert_eq!(
-                (refused.status, refused.error()),
-                (Some(status), &*error(&said, state)),
-                "{refused}"
-            );
-        }
-    }
+fn a_refusal_without_a_signature_names_both_answers() {
+    let no_signature = "and [GET token] gave no signature";
+    let run = refused_without_signature(recorded("token-403"), "PATCH regenerate");
+    let scopes = "(status 403: the key may lack the global scopes); ";
+    run.fails_with(3, &format!("with status 403, {no_signature} {scopes}"));
+
+    let run = refused_without_signature(response("404 ", "", ""), "DELETE revoke");
+    let error = format!("with status 403, {no_signature} (status 404); {NOT_REVOKED}");
+    assert_eq!(run.status, Some(5), "{run}");
+    assert!(run.error().ends_with(&error), "{run}");
 }
 
 #[test]
-fn any_definite_answer_to_head_but_a_web_page_ends_the_wait() {
-    // Others are in `any_definite_answer_to_the_undocumented_calls_is_fine`.
-    for reply in [
-        response("401 Unauthorized", "", ""),
-        recorded("patch-403-denied"),
+fn a_web_page_in_reply_to_the_head_ends_the_run() {
+    for header in [
+        "Content-Type: text/html",
+        "content-type: Text/HTML; charset=utf-8",
     ] {
-        let status = status_line("HEAD client", &reply);
-        let log = [&[GOOD_RUN_LOG[0], &status], &GOOD_RUN_LOG[2..]].concat();
-        run_script(good_run_with("HEAD client", reply), &[]).assert_run(0, &secret_line(), &log);
-    }
-    for header in [PAGE, "content-type: Text/HTML; charset=utf-8"] {
-        let error = error(
-            "answered [HEAD client] with status 200: a web page",
-            REFUSED,
-        );
-        let script = good_run_until("HEAD client", response("200 OK", header, ""));
-        run_script(script, &[]).assert_run(3, "", &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[1], &error]);
+        let case = Case {
+            name: header,
+            request: "HEAD client",
+            reply: response("200 OK", header, ""),
+            said: "200: a web page",
+            ..Case::default()
+        };
+        case.check();
     }
 }
 
-/// A PATCH without a definite answer is 7, even if the answer has words.
 #[test]
 fn a_refusal_is_shown_in_the_servers_words() {
-    let incomplete = response("400 ", JSON, "{\"title\":\"hush\"}\n")
-        .split_last()
-        .unwrap()
-        .1
-        .to_vec();
-    let no_client = " (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)";
-    let key_end = format!(r#"{{"title":"ends in {}"}}"#, KEY[27..].to_uppercase());
-    let late_key = format!(r#"{{"title":"{}{KEY}"}}"#, "x ".repeat(98));
     let too_long = format!("{{\"title\":\"hush\"}}{}", " ".repeat(64 * 1024));
-    let fields = r#"{"error_description":"D","error":"E","message":"M","reason":"R","client_secret":"hush"}"#;
-    let long = format!(
-        r#"{{"title":"{}","detail":"{}"}}"#,
-        "é ".repeat(60),
-        "é ".repeat(60)
-    );
-    let shortened = format!(" ({}é: {}…)", "é ".repeat(59), "é ".repeat(39));
-    for (reply, said) in [
-        (recorded("patch-403-denied"), " (Forbidden: Access denied)"),
-        (recorded("patch-403-unsigned"), ""),
-        (recorded("patch-404-unknown"), no_client),
-        (
-            recorded("patch-500"),
-            " (Internal Server Error: Something went wrong)",
-        ),
-        (recorded("gateway-502"), ""),
-        (response("400 ", JSON, fields), " (R: M: E: D)"),
-        (
-            response(
-                "503 ",
-                PAGE,
-                "\u{feff}{\"error\":{\"code\":7,\"message\":\"nested\"}}",
-            ),
-            " (nested)",
-        ),
-        (
-            response(
-                "400 ",
-                JSON,
-                r#"{"title":7,"detail":["hush"],"error":{"code":7},"x":"hush"}"#,
-            ),
-            "",
-        ),
-        (response("400 ", JSON, r#"{"title":"hush""#), ""),
-        (
-            response("409 ", TEXT, " gone  for good\r\n"),
-            " (gone  for good)",
-        ),
-        (response("500 ", TEXT, "out of order"), " (out of order)"),
-        (response("409 ", TEXT, r#"{"client_secret":"hush"}"#), ""),
-        (response("409 ", TEXT, r#""hush""#), ""),
-        (
-            response("410 ", JSON, r#"{"title":"\u001b[31mgone\u0007\r\n."}"#),
-            r" (\u{1b}[31mgone\u{7}\r\n.)",
-        ),
-        (response("410 ", JSON, long), &*shortened),
-        (response("403 ", JSON, key_end), " ([hidden])"),
-        (response("403 ", JSON, late_key), " ([hidden])"),
-        (response("409 ", JSON, too_long), ""),
-        (incomplete, ""),
+    let words = "é ".repeat(60);
+    let long = format!(r#"{{"title":"{words}","detail":"{words}"}}"#);
+    let (title, detail) = ("é ".repeat(59), "é ".repeat(39));
+    for case in [
+        Case {
+            name: "a title and a detail",
+            reply: recorded("patch-404-unknown"),
+            said: "404 (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)",
+            ..Case::default()
+        },
+        Case {
+            name: "no definite answer",
+            reply: recorded("patch-500"),
+            status: 7,
+            said: "500 (Internal Server Error: Something went wrong)",
+            ..Case::default()
+        },
+        Case {
+            name: "a web page",
+            reply: recorded("gateway-502"),
+            status: 7,
+            said: "502",
+            ..Case::default()
+        },
+        Case {
+            name: "text",
+            reply: response("409 ", TEXT, " gone  for good\r\n"),
+            said: "409 (gone  for good)",
+            ..Case::default()
+        },
+        Case {
+            name: "JSON sent as text",
+            reply: response("409 ", TEXT, r#"{"client_secret":"hush"}"#),
+            said: "409",
+            ..Case::default()
+        },
+        Case {
+            name: "200 characters are shown",
+            reply: response("410 ", JSON, long),
+            said: &format!("410 ({title}é: {detail}…)"),
+            ..Case::default()
+        },
+        Case {
+            name: "a body over 64 KiB",
+            reply: response("409 ", JSON, too_long),
+            said: "409",
+            ..Case::default()
+        },
     ] {
-        let log = status_line("PATCH regenerate", &reply);
-        let (status, state) = if log.contains(": 5") {
-            (7, UNKNOWN)
-        } else {
-            (3, REFUSED)
-        };
-        let actions = [Action::Send(reply), Action::Close];
-        let said = format!(
-            "answered [PATCH regenerate] with status {}{said}",
-            &log[log.len() - 3..]
-        );
-        let script = ready([expect_then("PATCH regenerate", actions)]);
-        run_script(script, &[]).assert_run(
-            status,
-            "",
-            &[GOOD_RUN_LOG[0], GOOD_RUN_LOG[1], &log, &error(&said, state)],
-        );
+        case.check();
     }
 }
 
-/// Replies to the sign-in and the PATCH may contain a secret that the run does not know.
+/// A reply to the sign-in or the PATCH may contain a secret that the run does not know.
 #[test]
-fn a_refusal_that_may_contain_a_secret_is_hidden() {
+fn a_refusal_that_may_contain_an_unknown_secret_is_hidden() {
     let (client, token) = ("a1".repeat(16), "b2".repeat(16));
-    let no_time = ", and the next attempt in 3600s would exceed the time limit; ";
-    let text = |text: &str| response("503 ", &format!("{TEXT}\r\nRetry-After: 3600"), text);
-    let redirect = response("307 ", &format!("Location: /{token}"), "");
-    let fields = format!(
-        r#"{{"title":"Bad","detail":"it is {}."}}"#,
-        SECRET.to_lowercase()
-    );
-    let hidden = &format!("503 ([hidden]){no_time}");
-    for (request, reply, status, said) in [
-        ("GET token", text(&token), 4, hidden),
-        (
-            "GET token",
-            text("restarting"),
-            4,
-            &format!("503 (restarting){no_time}"),
-        ),
-        (
-            "PATCH regenerate",
-            text(&format!("secret={token}")),
-            7,
-            &"503 ([hidden]); ".to_owned(),
-        ),
-        (
-            "PATCH regenerate",
-            text(&token[1..]),
-            7,
-            &format!("503 ({}); ", &token[1..]),
-        ),
-        (
-            "PATCH regenerate",
-            text(&format!("no {client}")),
-            7,
-            &format!("503 (no {client}); "),
-        ),
-        (
-            "PATCH regenerate",
-            redirect,
-            3,
-            &"307 and redirects to [hidden]: ".to_owned(),
-        ),
-        (
-            "DELETE revoke",
-            text(&token),
-            5,
-            &format!("503 ({token}){no_time}"),
-        ),
-        ("DELETE revoke", text(&KEY[5..13]), 5, hidden),
-        (
-            "DELETE revoke",
-            text(&SIGNATURE[30..40].to_uppercase()),
-            5,
-            hidden,
-        ),
-        ("DELETE revoke", text(&SECRET[28..]), 5, hidden),
-        (
-            "DELETE revoke",
-            response("404 ", JSON, fields),
-            5,
-            &"404 (Bad: [hidden]); ".to_owned(),
-        ),
+    for case in [
+        Case {
+            name: "the sign-in",
+            request: "GET token",
+            reply: response("401 ", TEXT, &token),
+            said: "401 ([hidden]): the key is wrong or has expired",
+            ..Case::default()
+        },
+        Case {
+            name: "the PATCH",
+            reply: response("409 ", TEXT, format!("secret={token}")),
+            said: "409 ([hidden])",
+            ..Case::default()
+        },
+        Case {
+            name: "a redirect of the PATCH",
+            reply: response("307 ", &format!("Location: /{token}"), ""),
+            said: "307 and redirects to [hidden]: set --url to the portal's own address",
+            ..Case::default()
+        },
+        Case {
+            name: "the client id is no secret",
+            client: &client,
+            reply: response("409 ", TEXT, format!("no {client}")),
+            said: &format!("409 (no {client})"),
+            ..Case::default()
+        },
+        Case {
+            name: "the DELETE",
+            request: "DELETE revoke",
+            reply: response("409 ", TEXT, &token),
+            status: 5,
+            said: &format!("409 ({token})"),
+            ..Case::default()
+        },
     ] {
-        let portal = MockPortal::new(good_run_until(request, reply));
-        let refused =
-            run(program()
-                .env("DOCSPACE_API_KEY", KEY)
-                .args([&*client, "--url", &portal.url()]));
-        assert_eq!(refused.status, Some(status), "{refused}");
-        assert!(refused.error().contains(said), "{said}\n{refused}");
+        case.check();
+    }
+}
+
+#[test]
+fn a_refusal_that_contains_a_part_of_a_known_secret_is_hidden() {
+    let new_secret = SECRET.to_lowercase();
+    let fields = format!(r#"{{"title":"Bad","detail":"it is {new_secret}."}}"#);
+    let late_key = format!("{}{KEY}", "x ".repeat(98));
+    for case in [
+        Case {
+            name: "the key",
+            reply: response("409 ", TEXT, &KEY[5..13]),
+            said: "409 ([hidden])",
+            ..Case::default()
+        },
+        Case {
+            name: "the key after the part that is shown",
+            reply: response("409 ", TEXT, late_key),
+            said: "409 ([hidden])",
+            ..Case::default()
+        },
+        Case {
+            name: "the signature",
+            reply: response("409 ", TEXT, SIGNATURE[30..40].to_uppercase()),
+            said: "409 ([hidden])",
+            ..Case::default()
+        },
+        Case {
+            name: "the new secret",
+            reply: response("409 ", TEXT, &SECRET[28..]),
+            said: "409 ([hidden])",
+            ..Case::default()
+        },
+        Case {
+            name: "one of two fields",
+            reply: response("404 ", JSON, fields),
+            said: "404 (Bad: [hidden])",
+            ..Case::default()
+        },
+    ] {
+        let (request, status) = ("DELETE revoke", 5);
+        Case {
+            request,
+            status,
+            ..case
+        }
+        .check();
     }
 }
 
 #[test]
 fn a_redirect_is_not_followed_and_its_target_is_named() {
     let other = MockPortal::new(vec![]);
-    for (location, target) in [
-        (
-            format!("{}/api/2.0/x/?key=hush#hush", other.url()),
-            format!("{}/api/2.0/x/", other.url()),
-        ),
-        (
-            "https://user:hush@new.invalid/x".to_owned(),
-            "https://new.invalid/x".to_owned(),
-        ),
-        ("/login?hush".to_owned(), "/login".to_owned()),
-        (
-            format!("https://new.invalid/{KEY}/x"),
-            "[hidden]".to_owned(),
-        ),
+    let url = other.url();
+    let redirect =
+        |location: &str| response("307 Moved", &format!("Location: {location}"), "moved");
+    for case in [
+        Case {
+            name: "a query and a fragment",
+            reply: redirect(&format!("{url}/x/?key=hush#hush")),
+            said: &format!("307 and redirects to {url}/x/: set --url to the portal's own address"),
+            ..Case::default()
+        },
+        Case {
+            name: "a user and a password",
+            reply: redirect("https://user:hush@new.invalid/x"),
+            said: "307 and redirects to https://new.invalid/x: set --url to the portal's own address",
+            ..Case::default()
+        },
+        Case {
+            name: "a path alone",
+            reply: redirect("/login?hush"),
+            said: "307 and redirects to /login: set --url to the portal's own address",
+            ..Case::default()
+        },
     ] {
-        let reply = response("307 Moved", &format!("Location: {location}"), "moved");
-        let target = format!("{target}: set --url to the portal's own address");
-        let said = format!("answered [PATCH regenerate] with status 307 and redirects to {target}");
-        let log = [
-            GOOD_RUN_LOG[0],
-            GOOD_RUN_LOG[1],
-            "[PATCH regenerate] Status: 307",
-            &error(&said, REFUSED),
-        ];
-        run_script(good_run_until("PATCH regenerate", reply), &[]).assert_run(3, "", &log);
+        case.check();
     }
     assert_eq!(other.connections(), 0);
 }
 
 #[test]
 fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() {
-    for (reply, said) in [
-        (recorded("delete-403-unsigned"), "403"),
-        (response("501 ", "", ""), "501"),
-        (response("302 ", "", ""), "302"),
-        (
-            response("200 OK", "", "\u{feff} \r\n<html>login</html>"),
-            "200: a web page",
-        ),
-        (response("202 ", JSON, " \r\n<html>"), "202: a web page"),
-        (
-            response("200 OK", PAGE, "<!DOCTYPE html>"),
-            "200: a web page",
-        ),
+    for case in [
+        Case {
+            name: "refused",
+            reply: recorded("delete-403-unsigned"),
+            said: "403",
+            ..Case::default()
+        },
+        Case {
+            name: "a web page",
+            reply: response("202 ", "", "\u{feff} \r\n<html>login</html>"),
+            said: "202: a web page",
+            ..Case::default()
+        },
     ] {
-        let status = status_line("DELETE revoke", &reply);
-        let said = format!("answered [DELETE revoke] with status {said}");
-        let not_revoked = error(&said, NOT_REVOKED);
-        let log = [&GOOD_RUN_LOG[..4], &[&status, &not_revoked]].concat();
-        run_script(
-            good_run_until("DELETE revoke", reply.clone()),
-            &["--verify"],
-        )
-        .assert_run(5, &secret_line(), &log);
-        let (script, args) = (
-            vec![sign_in(), expect("DELETE revoke", reply)],
-            ["--only", "revoke"],
-        );
-        run_script(script, &args).assert_run(
-            3,
-            "",
-            &[GOOD_RUN_LOG[0], &status, &error(&said, REFUSED)],
-        );
+        let (request, status) = ("DELETE revoke", 5);
+        let args = &["--verify"];
+        Case {
+            request,
+            status,
+            args,
+            ..case
+        }
+        .check();
     }
+}
+
+#[test]
+fn a_revoke_alone_that_is_refused_is_3() {
+    let delete = expect("DELETE revoke", recorded("delete-403-unsigned"));
+    let run = run_script(vec![sign_in(), delete], &["--only", "revoke"]);
+    run.fails_with(
+        3,
+        &format!("answered [DELETE revoke] with status 403; {REFUSED}"),
+    );
 }
