@@ -14,19 +14,16 @@ fn main() {
     println!("A mock portal listens on {}.\n", portal.url());
     show(&portal, KEY, &["--check", CLIENT], 0);
     show(&portal, KEY, &["--verify", CLIENT], 0);
-    show(
-        &portal,
-        KEY,
-        &["--json", "--only", "regenerate", "--quiet", CLIENT],
-        0,
-    );
+    let args = ["--json", "--only", "regenerate", "--quiet", CLIENT];
+    show(&portal, KEY, &args, 0);
     show(&portal, "sk-a-key-that-is-not-valid", &[CLIENT], 3);
 }
 
 /// Answers like a real portal with one valid key.
 fn answer(request: &Request) -> Vec<u8> {
-    let has_key = request.header("authorization") == Some(&format!("Bearer {KEY}"));
-    recorded(match &*request.name() {
+    let bearer = format!("Bearer {KEY}");
+    let has_key = request.header("authorization") == Some(&bearer);
+    let name = match request.name().as_str() {
         "GET token" if has_key => "token-200",
         "GET token" => "token-401",
         "HEAD client" => "get-200",
@@ -35,23 +32,22 @@ fn answer(request: &Request) -> Vec<u8> {
         "POST introspect" => "introspect-200",
         "GET @self" => return json(r#"{"response":{"expiresAt":"2027-06-15T10:30:00.0000000Z"}}"#),
         _ => "get-404",
-    })
+    };
+    recorded(name)
 }
 
 /// Runs the program's own code, as `main` does, with this key and these arguments.
 fn show(portal: &MockPortal, key: &str, args: &[&str], expected: u8) {
-    println!(
-        "$ export DOCSPACE_BASE_URL={} DOCSPACE_API_KEY={key}",
-        portal.url()
-    );
+    let url = portal.url();
+    println!("$ export DOCSPACE_BASE_URL={url} DOCSPACE_API_KEY={key}");
     println!("$ docspace-rotate {}", args.join(" "));
-    let status = run(portal, key, args).map_or_else(
-        |error| {
+    let status = match run(portal, key, args) {
+        Ok(()) => 0,
+        Err(error) => {
             log(&format!("docspace-rotate: {error}"));
             error.state.status()
-        },
-        |()| 0,
-    );
+        }
+    };
     println!("$ echo $?\n{status}\n");
     assert_eq!(status, expected);
 }
