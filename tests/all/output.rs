@@ -1,86 +1,105 @@
 //! Delivery to stdout and to FILE: what is written, and what is left when it fails.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::fs::{self, Metadata};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::{ptr, thread};
+use std::thread;
 
 use crate::mock::*;
 use crate::namespaces::*;
 use crate::run::*;
+use crate::words::*;
 
-/// Returns a command that logs only errors and writes to a file, with more arguments.
-fn to_file(portal: &MockPortal, file: &Path, args: &[&str]) -> Command {
+/// Returns a command that logs only errors and writes to a file.
+fn to_file(portal: &MockPortal, file: &Path) -> Command {
     let mut command = rotate(portal);
-    command.arg("-q").arg("--output").arg(file).args(args);
+    command.arg("-q").arg("--output").arg(file);
     command
 }
 
-/// Returns a command that logs only errors, in a shell in this folder that first does something else.
-fn in_shell(portal: &MockPortal, folder: &Folder, first: &str, args: &str) -> Command {
+/// Returns a shell in this folder, for a script in which `rotate` is a run that logs only errors.
+fn in_shell(portal: &MockPortal, folder: &Folder, script: &str) -> Command {
     let mut command = command("/bin/sh");
-    let script = format!(
-        "{first} exec {} -q {CLIENT} {args}",
-        env!("CARGO_BIN_EXE_docspace-rotate")
-    );
-    command.args(["-c", &script]).current_dir(folder.as_ref());
-    command.envs(
-        rotate(portal)
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    let program = env!("CARGO_BIN_EXE_docspace-rotate");
+    let rotate = format!("rotate() {{ exec {program} -q {CLIENT} \"$@\"; }}");
+    set_portal(&mut command, portal);
     command
+        .current_dir(folder.as_ref())
+        .arg("-c")
+        .arg(format!("{rotate}; {script}"));
+    command
+}
+
+fn run_in_shell(expected: Vec<Expect>, folder: &Folder, script: &str) -> Run {
+    let portal = MockPortal::new(expected);
+    run(&mut in_shell(&portal, folder, script))
+}
+
+fn metadata(file: &Path) -> Metadata {
+    fs::metadata(file).unwrap()
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap()
 }
 
 #[test]
 fn writes_the_secret_or_the_object_to_stdout() {
-    let (folder, line) = (Folder::new(), secret_line());
-    let (object, appended) = (
-        format!(r#"{{"client_secret":"{SECRET}"}}"#),
-        format!("before\n{line}"),
-    );
-    for (args, stdout, file) in [
-        ("", &*line, "before\n"),
-        ("-n", SECRET, "before\n"),
-        ("--json", &format!("{object}\n"), "before\n"),
-        ("--json --no-newline", &object, "before\n"),
-        ("-o -", &line, "before\n"),
-        ("-o /dev/stdout", &line, "before\n"),
-        ("-o /dev/null", "", "before\n"),
-        ("> /dev/null", "", "before\n"),
-        // The file is not opened again.
-        ("-o /dev/stdout >> file", "", &appended),
-        ("-o /dev/stdout 1<> file", "", &line),
+    let folder = Folder::new();
+    let line = secret_line();
+    let object = format!("{{\"client_secret\":\"{SECRET}\"}}");
+    for (script, stdout) in [
+        ("rotate", &*line),
+        ("rotate -n", SECRET),
+        ("rotate --json", &format!("{object}\n")),
+        ("rotate --json --no-newline", &object),
+        ("rotate -o -", &line),
+        ("rotate -o /dev/stdout", &line),
+        ("rotate -o /dev/null", ""),
+        ("rotate > /dev/null", ""),
     ] {
-        let path = folder.file("file", "before\n");
-        let portal = MockPortal::new(good_run());
-        run(&mut in_shell(&portal, &folder, "", args)).assert_run(0, stdout, &[]);
-        assert_eq!(fs::read_to_string(path).unwrap(), file, "{args}");
+        run_in_shell(good_run(), &folder, script).assert_run(0, stdout, &[]);
+    }
+    assert!(folder.names().is_empty());
+}
+
+#[test]
+fn a_file_that_is_stdout_is_not_opened_again() {
+    let folder = Folder::new();
+    let line = secret_line();
+    for (script, text) in [
+        ("rotate -o /dev/stdout >> file", format!("before\n{line}")),
+        ("rotate -o /dev/stdout 1<> file", line.clone()),
+    ] {
+        let file = folder.file("file", "before\n");
+        run_in_shell(good_run(), &folder, script).assert_run(0, "", &[]);
+        assert_eq!(read(&file), text, "{script}");
     }
 }
 
 #[test]
 fn creates_a_new_file_and_overwrites_an_existing_one_in_place() {
     let folder = Folder::new();
-    let (new, link) = (folder.path("new"), folder.path("link"));
+    let new = folder.path("new");
+    let link = folder.path("link");
     let longer = folder.file("longer", "older and longer than any secret\n".repeat(300));
     let empty = folder.file("empty", "");
     symlink(&longer, &link).unwrap();
     fs::set_permissions(&longer, fs::Permissions::from_mode(0o640)).unwrap();
-    let before = fs::metadata(&longer).unwrap();
+    let before = metadata(&longer);
     for file in [&new, &link, &empty] {
-        for (args, text) in [(&[][..], secret_line()), (&["-n"], SECRET.to_owned())] {
-            let portal = MockPortal::new(good_run());
-            run(&mut to_file(&portal, file, args)).assert_run(0, "", &[]);
-            assert_eq!(fs::read_to_string(file).unwrap(), text);
-        }
+        let name = file.to_str().unwrap();
+        run_script(good_run(), &["-q", "-o", name]).assert_run(0, "", &[]);
+        assert_eq!(read(file), secret_line());
+        run_script(good_run(), &["-q", "-n", "-o", name]).assert_run(0, "", &[]);
+        assert_eq!(read(file), SECRET);
     }
-    assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o600);
-    let after = fs::metadata(&longer).unwrap();
-    assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
+    assert_eq!(metadata(&new).mode() & 0o777, 0o600);
+    let after = metadata(&longer);
+    assert_eq!(after.ino(), before.ino());
+    assert_eq!(after.mode(), before.mode());
     assert!(link.is_symlink());
     assert_eq!(folder.names(), ["empty", "link", "longer", "new"]);
 }
@@ -88,109 +107,113 @@ fn creates_a_new_file_and_overwrites_an_existing_one_in_place() {
 #[test]
 fn touches_no_file_and_starts_no_command_without_a_secret() {
     let folder = Folder::new();
-    let (new, text) = (folder.path("new"), "x".repeat(5000));
+    let text = "x".repeat(5000);
     let old = folder.file("old", &text);
-    let changed = fs::metadata(&old).unwrap().modified().unwrap();
-    let [to_new, to_old] = [&new, &old].map(|file| ["--output", file.to_str().unwrap()]);
-    let to_command = ["--", "/bin/sh", "-c", "echo started"];
+    let changed = || metadata(&old).modified().unwrap();
+    let before = changed();
     for (request, reply, status) in [
         ("GET token", recorded("token-401"), 3),
-        ("PATCH regenerate", recorded("patch-400-concurrent"), 3),
         ("PATCH regenerate", recorded("patch-404-unknown"), 3),
         ("PATCH regenerate", recorded("patch-500"), 7),
         ("PATCH regenerate", json("{}"), 7),
     ] {
-        for args in [&to_new[..], &to_old, &to_command] {
-            let last = expect(request, reply.clone());
-            let portal = MockPortal::new(if request == "GET token" {
-                vec![last]
-            } else {
-                ready([last])
-            });
-            run(rotate(&portal).args(args)).fails_with(status, "");
+        for script in [
+            "rotate -o new",
+            "rotate -o old",
+            "rotate -- /bin/sh -c 'echo started'",
+        ] {
+            let expected = good_run_until(request, reply.clone());
+            run_in_shell(expected, &folder, script).fails_with(status, "");
         }
     }
     assert_eq!(folder.names(), ["old"]);
-    assert_eq!(fs::read_to_string(&old).unwrap(), text);
-    assert_eq!(fs::metadata(&old).unwrap().modified().unwrap(), changed);
+    assert_eq!(read(&old), text);
+    assert_eq!(changed(), before);
 }
 
 #[test]
-fn a_file_that_appears_or_is_replaced_during_the_run() {
+fn a_file_that_appears_during_the_run_is_replaced() {
     let folder = Folder::new();
-    let [file, taken, old] = ["file", "taken", "old"].map(|name| folder.path(name));
-    let [to_file, to_taken, to_old] =
-        [&file, &taken, &old].map(|file| format!("-o{}", file.display()));
-    meanwhile(&[&to_file], Some(revoke()), || {
+    let file = folder.path("file");
+    let args = ["--only=regenerate", "-o", file.to_str().unwrap()];
+    let run = meanwhile(&args, || {
         assert!(folder.names().is_empty(), "{:?}", folder.names());
-        fs::write(
-            &file,
-            "from another run, and longer than the secret of this one\n",
-        )
-        .unwrap();
-    })
-    .assert_run(0, "", &[]);
-    assert_eq!(fs::read_to_string(&file).unwrap(), secret_line());
-    let lost = meanwhile(&[&to_taken], None, || fs::create_dir(&taken).unwrap());
-    assert_not_delivered(
-        &lost,
-        &format!("--output {}: Is a directory", taken.display()),
-    );
-    folder.file("old", "old\n");
-    meanwhile(&[&to_old], None, || {
-        fs::remove_file(&old).unwrap();
-        folder.file("old", "another\n");
-    })
-    .fails_with(6, "the file was removed or replaced during the run; ");
-    assert_eq!(fs::read_to_string(&old).unwrap(), "another\n");
-    assert_eq!(folder.names(), ["file", "old", "taken"]);
+        folder.file("file", "from another run, and longer than any secret\n");
+    });
+    run.assert_run(0, "", &[]);
+    assert_eq!(read(&file), secret_line());
+    assert_eq!(folder.names(), ["file"]);
 }
 
 #[test]
-fn a_bad_output_is_refused() {
+fn a_file_that_is_replaced_during_the_run_is_6() {
+    let folder = Folder::new();
+    let file = folder.file("file", "old\n");
+    let name = format!("--output {}", file.display());
+    let run = meanwhile(&["-o", file.to_str().unwrap()], || {
+        fs::remove_file(&file).unwrap();
+        folder.file("file", "another\n");
+    });
+    let why = "the file was removed or replaced during the run";
+    assert_not_delivered(&run, &format!("{name}: {why}"));
+    assert_eq!(read(&file), "another\n");
+    assert_eq!(folder.names(), ["file"]);
+}
+
+#[test]
+fn a_directory_that_appears_during_the_run_is_6() {
+    let folder = Folder::new();
+    let taken = folder.path("taken");
+    let args = ["-o", taken.to_str().unwrap()];
+    let run = meanwhile(&args, || fs::create_dir(&taken).unwrap());
+    let name = taken.display();
+    assert_not_delivered(&run, &format!("--output {name}: Is a directory"));
+    assert_eq!(folder.names(), ["taken"]);
+}
+
+#[test]
+fn a_bad_file_is_refused() {
     let folder = Folder::new();
     symlink("nowhere/file", folder.path("dangling")).unwrap();
     fs::create_dir(folder.path("folder")).unwrap();
-    let (closed, missing) = (
-        "it is closed, or open for reading only",
-        "No such file or directory",
-    );
-    for (first, args, name, why) in [
-        ("", "-o folder", "--output folder", "Is a directory"),
-        ("", "-o missing/file", "--output missing/file", missing),
-        (
-            "",
-            "-o missing/",
-            "--output missing/",
-            "it names a directory",
-        ),
-        (
-            "",
-            "-o missing/.",
-            "--output missing/.",
-            "it names a directory",
-        ),
-        ("", "-o dangling", "--output dangling", missing),
-        (
-            "",
-            "-o 'missing/\u{1b}[2J'",
-            r"--output missing/\u{1b}[2J",
-            missing,
-        ),
-        ("", ">&-", "stdout", closed),
-        ("", "1< /dev/null", "stdout", closed),
-        ("", "1< /etc/passwd", "stdout", closed),
-        ("", "-o /dev/stdout >&-", "--output /dev/stdout", closed),
-        ("", "-o /dev/fd/1 >&-", "--output /dev/fd/1", closed),
-        // In units of 512 bytes.
-        ("ulimit -f 0;", "-o new", "--output new", "File too large"),
-        ("ulimit -f 1;", "-o new", "--output new", "File too large"),
-        ("ulimit -f 7;", "-o new", "--output new", "File too large"),
+    let missing = "No such file or directory";
+    for (file, why) in [
+        ("folder", "Is a directory"),
+        ("missing/file", missing),
+        ("missing/", "it names a directory"),
+        ("missing/.", "it names a directory"),
+        ("dangling", missing),
+        ("missing/\u{1b}[2J", missing),
     ] {
-        let error = format!("cannot write to {name}: {why}");
-        assert_refused(&error, |portal| in_shell(portal, &folder, first, args));
+        let error = format!("cannot write to --output {}: {why}", file.escape_debug());
+        assert_refused(&error, |portal| {
+            let mut command = to_file(portal, Path::new(file));
+            command.current_dir(folder.as_ref());
+            command
+        });
+    }
+    // In units of 512 bytes.
+    for limit in [0, 1, 7] {
+        let script = format!("ulimit -f {limit}; rotate -o new");
+        let error = "cannot write to --output new: File too large";
+        assert_refused(error, |portal| in_shell(portal, &folder, &script));
     }
     assert_eq!(folder.names(), ["dangling", "folder"]);
+}
+
+#[test]
+fn a_stdout_that_cannot_be_written_is_refused() {
+    let folder = Folder::new();
+    for (script, name) in [
+        ("rotate >&-", "stdout"),
+        ("rotate 1< /dev/null", "stdout"),
+        ("rotate 1< /etc/passwd", "stdout"),
+        ("rotate -o /dev/stdout >&-", "--output /dev/stdout"),
+        ("rotate -o /dev/fd/1 >&-", "--output /dev/fd/1"),
+    ] {
+        let error = format!("cannot write to {name}: it is closed, or open for reading only");
+        assert_refused(&error, |portal| in_shell(portal, &folder, script));
+    }
 }
 
 #[test]
@@ -201,24 +224,24 @@ fn a_full_disk_is_found_before_anything_is_sent() {
     let disk = Folder::new();
     let at = disk.as_ref().display();
     system(&format!("mount -t tmpfs -o size=64k none {at}"));
-    let (large, _small) = (disk.file("large", [b'x'; 4096]), disk.file("small", ""));
+    let large = disk.file("large", [b'x'; 4096]);
+    disk.file("small", "");
     fs::write(disk.path("rest"), [b'x'; 1 << 16]).unwrap_err();
 
-    for (args, name) in [
-        ("-o small", "--output small"),
-        ("-o small --check", "--output small"),
-        ("-o new", "--output new"),
-        ("-o new --check", "--output new"),
-        ("> log", "stdout"),
-        (">> large", "stdout"),
+    for (script, name) in [
+        ("rotate -o small", "--output small"),
+        ("rotate -o small --check", "--output small"),
+        ("rotate -o new", "--output new"),
+        ("rotate -o new --check", "--output new"),
+        ("rotate > log", "stdout"),
+        ("rotate >> large", "stdout"),
     ] {
         let error = format!("cannot write to {name}: No space left on device");
-        assert_refused(&error, |portal| in_shell(portal, &disk, "", args));
+        assert_refused(&error, |portal| in_shell(portal, &disk, script));
     }
     assert_eq!(disk.names(), ["large", "log", "rest", "small"]);
-    let portal = MockPortal::new(good_run());
-    run(&mut to_file(&portal, &large, &[])).assert_run(0, "", &[]);
-    assert_eq!(fs::read_to_string(&large).unwrap(), secret_line());
+    run_in_shell(good_run(), &disk, "rotate -o large").assert_run(0, "", &[]);
+    assert_eq!(read(&large), secret_line());
     system(&format!("umount {at}"));
 }
 
@@ -226,28 +249,24 @@ fn a_full_disk_is_found_before_anything_is_sent() {
 fn an_output_that_fails_during_the_delivery_is_6_and_nothing_is_revoked() {
     let folder = Folder::new();
     folder.fifo();
-    let object = format!(
-        r#"{{"client_secret":"{SECRET}","more":"{}"}}"#,
-        "y".repeat(9000)
-    );
-    for (first, args, error) in [
+    let more = "y".repeat(9000);
+    let object = format!("{{\"client_secret\":\"{SECRET}\",\"more\":\"{more}\"}}");
+    for (script, error) in [
         (
-            "",
-            "-o /dev/full",
+            "rotate -o /dev/full",
             "--output /dev/full: No space left on device",
         ),
-        ("", "> /dev/full", "stdout: No space left on device"),
+        ("rotate > /dev/full", "stdout: No space left on device"),
         // Opened for reading and for writing, the FIFO then loses its only reader.
-        ("exec 3<> fifo > fifo 3>&-;", "", "stdout: Broken pipe"),
+        ("exec 3<> fifo > fifo 3>&-; rotate", "stdout: Broken pipe"),
         // The object exceeds the limit, although there is room for any bare secret.
         (
-            "ulimit -f 8;",
-            "--json -o new",
+            "ulimit -f 8; rotate --json -o new",
             "--output new: File too large",
         ),
     ] {
-        let portal = MockPortal::new(ready([expect("PATCH regenerate", json(&object))]));
-        assert_not_delivered(&run(&mut in_shell(&portal, &folder, first, args)), error);
+        let expected = ready([expect("PATCH regenerate", json(&object))]);
+        assert_not_delivered(&run_in_shell(expected, &folder, script), error);
     }
     assert_eq!(folder.names(), ["fifo"]);
 }
@@ -255,89 +274,58 @@ fn an_output_that_fails_during_the_delivery_is_6_and_nothing_is_revoked() {
 #[test]
 fn delivers_before_it_revokes() {
     let folder = Folder::new();
-    let file = folder.path("file");
-    let store = format!("exec cat > {}", file.display());
-    for args in [
-        &[][..],
-        &["-o", file.to_str().unwrap()],
-        &["--", "/bin/sh", "-c", &store],
+    for script in [
+        "rotate > file",
+        "rotate -o file",
+        "rotate -- /bin/sh -c 'exec /bin/cat > file'",
     ] {
+        let file = folder.file("file", "");
         let (answer, delete) = gated("DELETE revoke", recorded("delete-200"));
         let portal = MockPortal::new(ready([regenerate(), delete]));
-        let mut command = rotate(&portal);
-        command
-            .env("PATH", "/usr/bin:/bin")
-            .arg("-q")
-            .args(args)
-            .stderr(Stdio::piped());
-        let child = command
-            .stdout(File::create(&file).unwrap())
-            .spawn()
-            .unwrap();
+        let mut command = in_shell(&portal, &folder, script);
+        let child = start(&mut command);
         portal.wait_for(4);
-        assert_eq!(
-            fs::read_to_string(&file).unwrap().trim_end(),
-            SECRET,
-            "{args:?}"
-        );
+        assert_eq!(read(&file).trim_end(), SECRET, "{script}");
         drop(answer);
         finish(&command, child).assert_run(0, "", &[]);
     }
 }
 
 #[test]
+fn the_timeout_covers_a_fifo_without_a_reader() {
+    let folder = Folder::new();
+    let portal = MockPortal::new(vec![]);
+    let run = run(to_file(&portal, &folder.fifo()).args(["--timeout", "2"]));
+    let cause = "timed out while opening the output";
+    run.assert_error(4, "", cause, UNCHANGED);
+    assert_eq!(portal.connections(), 0);
+}
+
+#[test]
 fn a_fifo_waits_for_its_reader() {
     let folder = Folder::new();
     let fifo = folder.fifo();
-    let portal = MockPortal::new(vec![]);
-    let error = "docspace-rotate: timed out while opening the output; the client's secret is unchanged; run again later";
-    run(&mut to_file(&portal, &fifo, &["--timeout", "0.2"])).assert_run(4, "", &[error]);
-    assert_eq!(portal.connections(), 0);
-
     let portal = MockPortal::new(good_run());
-    let mut command = to_file(&portal, &fifo, &[]);
+    let mut command = to_file(&portal, &fifo);
     let child = start(&mut command);
     let path = fifo.clone();
-    let reader = thread::spawn(move || fs::read_to_string(path).unwrap());
+    let reader = thread::spawn(move || read(&path));
     finish(&command, child).assert_run(0, "", &[]);
     assert_eq!(reader.join().unwrap(), secret_line());
-    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    assert!(metadata(&fifo).file_type().is_fifo());
 }
 
-/// A key that ends the run has to end the command, too.
 #[test]
-fn a_terminal_shows_the_secret_and_has_the_command_in_the_group_of_the_run() {
-    let group = [
-        "--",
-        "/bin/sh",
-        "-c",
-        "/bin/cat > /dev/null; /usr/bin/cut -d ' ' -f 5 /proc/$$/stat",
-    ];
-    for args in [&[][..], &group] {
-        let (mut master, mut slave) = (0, 0);
-        let null = ptr::null_mut();
-        // SAFETY: both numbers are valid, and the descriptors that they become have no other owner.
-        let (master, slave) = unsafe {
-            assert_eq!(
-                libc::openpty(&mut master, &mut slave, null, ptr::null(), ptr::null()),
-                0
-            );
-            (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
-        };
-        let portal = MockPortal::new(good_run());
-        let mut command = rotate(&portal);
-        command
-            .arg("-q")
-            .args(args)
-            .stdout(slave)
-            .stderr(Stdio::piped());
-        let child = in_new_session(&mut command).spawn().unwrap();
-        let id = child.id().to_string();
-        finish(&command, child).assert_run(0, "", &[]);
-        let mut line = String::new();
-        BufReader::new(master).read_line(&mut line).unwrap();
-        assert_eq!(line.trim_end(), if args.is_empty() { SECRET } else { &id });
-    }
+fn a_terminal_shows_the_secret() {
+    let (keyboard, screen) = terminal();
+    let portal = MockPortal::new(good_run());
+    let mut command = rotate(&portal);
+    command.arg("-q").stdout(screen).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    finish(&command, child).assert_run(0, "", &[]);
+    let mut line = String::new();
+    BufReader::new(keyboard).read_line(&mut line).unwrap();
+    assert_eq!(line.trim_end(), SECRET);
 }
 
 #[test]
@@ -348,33 +336,20 @@ fn a_closed_or_full_stderr_changes_nothing() {
     for stderr in [closed, full] {
         let portal = MockPortal::new(good_run());
         let output = rotate(&portal).stderr(stderr).output().unwrap();
-        assert_eq!(
-            (output.status.code(), &*output.stdout),
-            (Some(0), secret_line().as_bytes())
-        );
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(output.stdout, secret_line().as_bytes());
     }
 }
 
 /// Another process that shares a pipe may make it non-blocking.
 #[test]
 fn a_full_pipe_is_waited_for_even_if_it_is_non_blocking() {
-    for flags in [0, libc::O_NONBLOCK] {
-        let (mut reader, writer) = full_pipe();
-        // SAFETY: the descriptor is open.
-        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
-        let portal = MockPortal::new(good_run());
-        let mut command = rotate(&portal);
-        let mut child = command
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It keeps the other end of the pipe.
-        drop(command);
-        read_until(&mut child, "Client secret has been regenerated.\n");
-        let mut text = vec![];
-        reader.read_to_end(&mut text).unwrap();
-        assert!(text.ends_with(secret_line().as_bytes()));
-        assert_eq!(child.wait().unwrap().code(), Some(0));
-    }
+    let (reader, writer) = full_pipe();
+    set_flags(&writer, libc::O_NONBLOCK);
+    let portal = MockPortal::new(good_run());
+    let mut command = rotate(&portal);
+    let child = start_delivery(&mut command, writer);
+    let text = io::read_to_string(reader).unwrap();
+    assert!(text.ends_with(&secret_line()));
+    finish(&command, child).assert_run(0, "", &GOOD_RUN_LOG[4..]);
 }

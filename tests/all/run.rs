@@ -2,8 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
-use std::{fmt, fs, thread};
+use std::{fmt, fs, ptr, thread};
 
 use crate::mock::certificates::Certificates;
 use crate::mock::*;
@@ -41,11 +42,16 @@ pub fn command(path: impl AsRef<OsStr>) -> Command {
 /// Returns a command that rotates the secret of the recorded client at this portal.
 pub fn rotate(portal: &MockPortal) -> Command {
     let mut command = program();
+    set_portal(&mut command, portal);
+    command.arg(CLIENT);
+    command
+}
+
+/// Sets the variables that a run at this portal needs.
+pub fn set_portal(command: &mut Command, portal: &MockPortal) {
     command
         .env("DOCSPACE_BASE_URL", portal.url())
-        .env("DOCSPACE_API_KEY", KEY)
-        .arg(CLIENT);
-    command
+        .env("DOCSPACE_API_KEY", KEY);
 }
 
 pub struct Run {
@@ -70,6 +76,16 @@ pub fn start(command: &mut Command) -> Child {
         .unwrap()
 }
 
+/// Starts a command with this stdout, and waits until it delivers the secret.
+pub fn start_delivery(command: &mut Command, stdout: impl Into<Stdio>) -> Child {
+    command.stdout(stdout).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The command would keep a pipe open.
+    command.stdout(Stdio::null());
+    read_until(&mut child, "Client secret has been regenerated.\n");
+    child
+}
+
 /// Sends a signal to a run that is not yet waited for.
 pub fn send(child: &Child, signal: i32) {
     kill(child.id() as i32, signal);
@@ -81,9 +97,16 @@ pub fn kill(id: i32, signal: i32) {
     assert_eq!(unsafe { libc::kill(id, signal) }, 0);
 }
 
+/// Waits until the kernel's description of a process contains this text.
+pub fn wait_for_status(id: i32, text: &str) {
+    let status = format!("/proc/{id}/status");
+    let contains = || fs::read_to_string(&status).unwrap().contains(text);
+    assert!(wait_until(contains), "{text}");
+}
+
 /// Waits for the end of a run, and checks that its stderr has no secret, no control character and one error line.
 pub fn finish(command: &Command, child: Child) -> Run {
-    // A hanging run is killed, so that its test fails and shows the command.
+    // A run that hangs is killed, so that its test fails and shows the command.
     let (ended, watched) = mpsc::channel::<()>();
     let id = child.id() as i32;
     thread::spawn(move || {
@@ -95,38 +118,34 @@ pub fn finish(command: &Command, child: Child) -> Run {
     let output = child.wait_with_output().unwrap();
     drop(ended);
     let run = Run::of(command, &output);
-    let has_secret = [KEY, BEARER, SIGNATURE, SECRET]
-        .iter()
-        .any(|secret| run.stderr.contains(secret));
-    assert!(!has_secret, "a secret on stderr\n{run}");
-    let has_control = run.stderr.chars().any(|c| c != '\n' && c.is_control());
+    for secret in [KEY, BEARER, SIGNATURE, SECRET] {
+        assert!(!run.stderr.contains(secret), "a secret on stderr\n{run}");
+    }
+    let text = run.stderr.replace('\n', "");
+    let has_control = text.contains(char::is_control);
     assert!(!has_control, "a control character on stderr\n{run}");
-    let errors = run
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("docspace-rotate: "))
-        .count();
-    assert_eq!(
-        errors,
-        usize::from(run.status != Some(0)),
-        "one error line exactly if it failed\n{run}"
-    );
+    let is_error = |line: &&str| line.starts_with("docspace-rotate: ");
+    let errors = run.stderr.lines().filter(is_error).count();
+    let expected = usize::from(run.status != Some(0));
+    assert_eq!(errors, expected, "one error line if it failed\n{run}");
     run
 }
 
 /// Reads stderr up to and with this text.
 pub fn read_until(child: &mut Child, text: &str) {
-    let (mut log, stderr) = (String::new(), child.stderr.as_mut().unwrap());
+    let stderr = child.stderr.as_mut().unwrap();
+    let mut log = String::new();
     while !log.contains(text) {
         let mut byte = [0];
-        stderr
-            .read_exact(&mut byte)
-            .unwrap_or_else(|error| panic!("{error}: {log}"));
+        if stderr.read_exact(&mut byte).is_err() {
+            panic!("it ended without {text:?}: {log}");
+        }
         log.push(byte[0].into());
     }
 }
 
-/// Names the case of a test: a test that fails before this is dropped prints the name.
+/// Names the case of a test, which prints the name if it fails before this is dropped.
+#[must_use]
 pub struct Named(pub &'static str);
 
 impl Drop for Named {
@@ -144,7 +163,11 @@ pub fn for_each<T: Send>(cases: Vec<T>, test: impl Fn(T) + Sync) {
     let next = || cases.lock().unwrap().next();
     thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| std::iter::from_fn(next).for_each(&test));
+            scope.spawn(|| {
+                while let Some(case) = next() {
+                    test(case);
+                }
+            });
         }
     });
 }
@@ -162,32 +185,34 @@ impl Run {
     /// Checks the status, stdout, and each line of stderr; an expected line that ends in `…` is a prefix.
     #[track_caller]
     pub fn assert_run(&self, status: i32, stdout: &str, stderr: &[&str]) -> &Run {
-        assert_eq!(
-            (self.status, &*self.stdout),
-            (Some(status), stdout),
-            "\n{self}"
-        );
-        let is_same = |(line, expected): (&str, &&str)| {
-            expected
-                .strip_suffix('…')
-                .map_or(line == *expected, |prefix| line.starts_with(prefix))
-        };
-        let (lines, count) = (self.stderr.lines(), self.stderr.lines().count());
-        assert!(
-            count == stderr.len() && lines.zip(stderr).all(is_same),
-            "expected: {stderr:#?}\n{self}"
-        );
+        assert_eq!(self.status, Some(status), "\n{self}");
+        assert_eq!(self.stdout, stdout, "\n{self}");
+        let count = self.stderr.lines().count();
+        assert_eq!(count, stderr.len(), "{stderr:#?}\n{self}");
+        for (line, expected) in self.stderr.lines().zip(stderr) {
+            let is_same = match expected.strip_suffix('…') {
+                Some(prefix) => line.starts_with(prefix),
+                None => line == *expected,
+            };
+            assert!(is_same, "expected: {expected}\n{self}");
+        }
         self
+    }
+
+    /// Checks the status, stdout, and that stderr has only an error line with this cause and state.
+    #[track_caller]
+    pub fn assert_error(&self, status: i32, stdout: &str, cause: &str, state: &str) -> &Run {
+        let line = format!("docspace-rotate: {cause}; {state}");
+        self.assert_run(status, stdout, &[&line])
     }
 
     /// Checks the status, that stdout is empty, and that the error line contains these words.
     #[track_caller]
     pub fn fails_with(&self, status: i32, words: &str) -> &Run {
-        assert_eq!((self.status, &*self.stdout), (Some(status), ""), "\n{self}");
-        assert!(
-            self.error().contains(words),
-            "expected in the error: {words}\n{self}"
-        );
+        assert_eq!(self.status, Some(status), "\n{self}");
+        assert_eq!(self.stdout, "", "\n{self}");
+        let has_words = self.error().contains(words);
+        assert!(has_words, "expected in the error: {words}\n{self}");
         self
     }
 
@@ -199,56 +224,61 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Run {
-            command,
-            status,
-            stdout,
-            stderr,
-        } = self;
-        write!(
-            f,
-            "{command}\nstatus: {status:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
-        )
+        writeln!(f, "{}\nstatus: {:?}", self.command, self.status)?;
+        writeln!(f, "--- stdout\n{}", self.stdout)?;
+        write!(f, "--- stderr\n{}\n---", self.stderr)
     }
 }
 
 pub fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
-    let (reader, writer) = io::pipe().unwrap();
-    // SAFETY: the descriptor is open.
-    let set_flags = |flags: i32| unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
-    set_flags(libc::O_NONBLOCK);
-    while (&writer).write(b"x").is_ok() {}
-    set_flags(0);
+    let (reader, mut writer) = io::pipe().unwrap();
+    set_flags(&writer, libc::O_NONBLOCK);
+    while writer.write(b"x").is_ok() {}
+    set_flags(&writer, 0);
     (reader, writer)
+}
+
+/// Sets the flags of an open file, such as O_NONBLOCK.
+pub fn set_flags(file: &impl AsRawFd, flags: i32) {
+    // SAFETY: the descriptor is open.
+    let error = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) };
+    assert_eq!(error, 0);
+}
+
+/// Opens a pseudo-terminal. What is written to the first end is typed, and what the second end gets is shown.
+pub fn terminal() -> (File, OwnedFd) {
+    let (mut keyboard, mut screen) = (0, 0);
+    let null = ptr::null_mut();
+    // SAFETY: both numbers are valid, and the descriptors that they become have no other owner.
+    unsafe {
+        let error = libc::openpty(&mut keyboard, &mut screen, null, ptr::null(), ptr::null());
+        assert_eq!(error, 0);
+        (File::from_raw_fd(keyboard), OwnedFd::from_raw_fd(screen))
+    }
 }
 
 /// Returns the id of a process's only child, which is process 1 of its own namespace.
 pub fn process_1(parent: &Child) -> i32 {
     let children = format!("/proc/{0}/task/{0}/children", parent.id());
-    let inner = fs::read_to_string(children).unwrap().trim().to_owned();
-    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
-    assert!(
-        status
-            .lines()
-            .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")),
-        "{status}"
-    );
-    inner.parse().unwrap()
+    let id = fs::read_to_string(children).unwrap();
+    let id = id.trim().parse().unwrap();
+    wait_for_status(id, &format!("\nNSpid:\t{id}\t1\n"));
+    id
 }
 
 /// Reports a test that can't run here, or fails if DOCSPACE_ROTATE_SKIP_NOTHING is set, as in the workflows.
 pub fn skipped(what: &str, why: &str) {
-    assert!(
-        std::env::var_os("DOCSPACE_ROTATE_SKIP_NOTHING").is_none(),
-        "{what}: {why}"
-    );
+    let is_allowed = std::env::var_os("DOCSPACE_ROTATE_SKIP_NOTHING").is_none();
+    assert!(is_allowed, "{what}: {why}");
+    let line = format!("SKIPPED {what}: {why}\n");
     // Unlike `eprintln`, this is not captured by the test runner.
-    let _ = io::stderr().write_all(format!("SKIPPED {what}: {why}\n").as_bytes());
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Creates a CA and writes its certificate to a file, which lives as long as the folder.
 pub fn authority() -> (Folder, Certificates, PathBuf) {
-    let (folder, certificates) = (Folder::new(), Certificates::new());
+    let folder = Folder::new();
+    let certificates = Certificates::new();
     let ca = folder.file("ca.pem", &certificates.ca_pem);
     (folder, certificates, ca)
 }
@@ -259,11 +289,8 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "docspace-rotate-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::SeqCst)
-        );
+        let count = COUNT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("docspace-rotate-{}-{count}", std::process::id());
         let folder = Folder(std::env::temp_dir().join(name));
         fs::create_dir(&folder.0).unwrap();
         folder
@@ -274,27 +301,24 @@ impl Folder {
     }
 
     pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
-        fs::write(self.path(name), text).unwrap();
-        self.path(name)
+        let file = self.path(name);
+        fs::write(&file, text).unwrap();
+        file
     }
 
     pub fn fifo(&self) -> PathBuf {
-        assert!(
-            Command::new("mkfifo")
-                .arg(self.path("fifo"))
-                .status()
-                .unwrap()
-                .success()
-        );
-        self.path("fifo")
+        let fifo = self.path("fifo");
+        let status = Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(status.success());
+        fifo
     }
 
     /// Returns the names of the files in the folder, sorted.
     pub fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names = vec![];
+        for entry in fs::read_dir(&self.0).unwrap() {
+            names.push(entry.unwrap().file_name().into_string().unwrap());
+        }
         names.sort();
         names
     }
@@ -320,39 +344,38 @@ pub fn run_script(script: Vec<Expect>, args: &[&str]) -> Run {
 
 /// Expects a good run up to this request, which gets another reply.
 pub fn good_run_until(request: &'static str, reply: Vec<u8>) -> Vec<Expect> {
-    let requests = [
-        "GET token",
-        "HEAD client",
-        "PATCH regenerate",
-        "DELETE revoke",
-    ];
-    let before = requests.iter().position(|name| *name == request).unwrap();
-    good_run()
-        .into_iter()
-        .take(before)
-        .chain([expect(request, reply)])
-        .collect()
+    let mut script = good_run();
+    let position = match request {
+        "GET token" => 0,
+        "HEAD client" => 1,
+        "PATCH regenerate" => 2,
+        "DELETE revoke" => 3,
+        _ => panic!("{request}"),
+    };
+    script.truncate(position);
+    script.push(expect(request, reply));
+    script
 }
 
 /// Runs with an API key against a plain server, or with another bearer against one over TLS.
 pub fn run_at(tls: bool, script: Vec<Expect>, args: &[&str]) -> (Run, MockPortal) {
     let (_folder, certificates, ca) = authority();
-    let portal = MockPortal::start(tls.then(|| certificates.server("127.0.0.1")), script);
-    let key = if tls { BEARER } else { KEY };
-    (
-        run(rotate(&portal)
-            .env("DOCSPACE_API_KEY", key)
-            .arg("--cacert")
-            .arg(ca)
-            .args(args)),
-        portal,
-    )
+    let (server, key) = if tls {
+        (Some(certificates.server("127.0.0.1")), BEARER)
+    } else {
+        (None, KEY)
+    };
+    let portal = MockPortal::start(server, script);
+    let mut command = rotate(&portal);
+    command.env("DOCSPACE_API_KEY", key);
+    command.arg("--cacert").arg(ca).args(args);
+    (run(&mut command), portal)
 }
 
 /// Runs a command with these arguments, and does something while it waits for the new secret.
-pub fn meanwhile(args: &[&str], then: Option<Expect>, action: impl FnOnce()) -> Run {
+pub fn meanwhile(args: &[&str], action: impl FnOnce()) -> Run {
     let (answer, patch) = gated("PATCH regenerate", recorded("patch-200"));
-    let portal = MockPortal::new(ready([patch].into_iter().chain(then)));
+    let portal = MockPortal::new(ready([patch]));
     let mut command = rotate(&portal);
     let child = start(command.arg("-q").args(args));
     portal.wait_for(3);
@@ -378,20 +401,13 @@ pub fn in_new_session(command: &mut Command) -> &mut Command {
 pub fn assert_refused(error: &str, command: impl FnOnce(&MockPortal) -> Command) {
     let portal = MockPortal::new(vec![]);
     let done = run(&mut command(&portal));
-    done.assert_run(
-        2,
-        "",
-        &[&format!(
-            "docspace-rotate: {error}; nothing was sent; see --help"
-        )],
-    );
+    done.assert_error(2, "", error, "nothing was sent; see --help");
     assert_eq!(portal.connections(), 0, "{done}");
 }
 
 /// Checks that a run ends with status 6 and this error.
 #[track_caller]
 pub fn assert_not_delivered(run: &Run, error: &str) {
-    let error =
-        format!("docspace-rotate: the new secret was not delivered to {error}; {NOT_DELIVERED}");
-    run.assert_run(6, "", &[&error]);
+    let cause = format!("the new secret was not delivered to {error}");
+    run.assert_error(6, "", &cause, NOT_DELIVERED);
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,161 +13,216 @@ use crate::mock::*;
 use crate::run::*;
 use crate::words::*;
 
-/// Returns the line of a run that a signal or the timer has ended.
-fn ended(cause: &str, step: &str, state: &str) -> String {
-    let at = if step.starts_with('[') {
-        " at 127.0.0.1"
-    } else {
-        ""
-    };
-    let when = if step == "the delivery" && state != NOT_DELIVERED {
-        "after"
-    } else {
-        "during"
-    };
-    format!("docspace-rotate: {cause} {when} {step}{at}; {state}")
+/// Signals during the last request of a run, and how it then ends.
+struct Case {
+    name: &'static str,
+    /// What comes before the request.
+    before: Vec<Expect>,
+    request: &'static str,
+    reply: Vec<u8>,
+    /// The number of bytes of the reply that come before the signals. Without a number nothing ever comes.
+    received: Option<usize>,
+    args: &'static [&'static str],
+    signals: &'static [i32],
+    status: i32,
+    delivers: bool,
+    cause: &'static str,
+    state: &'static str,
 }
 
-/// A request, and the parts of its reply that come before and after the signals. An empty second part is silence.
-type Last<'a> = (&'static str, &'a [u8], &'a [u8]);
+impl Default for Case {
+    /// SIGTERM while a portal is silent.
+    fn default() -> Case {
+        Case {
+            name: "",
+            before: ready([]),
+            request: "PATCH regenerate",
+            reply: vec![],
+            received: None,
+            args: &[],
+            signals: &[SIGTERM],
+            status: 143,
+            delivers: false,
+            cause: "",
+            state: UNCHANGED,
+        }
+    }
+}
 
-/// Sends signals during the last request.
-fn signal_during(before: Vec<Expect>, last: Last, args: &[&str], signals: &[i32]) -> Run {
-    let (request, early, late) = last;
+impl Case {
+    /// SIGTERM while the portal makes the new secret, which is then delivered.
+    fn deferred() -> Case {
+        Case {
+            reply: recorded("patch-200"),
+            received: Some(0),
+            delivers: true,
+            cause: "ended by SIGTERM after the delivery",
+            state: NOT_REVOKED,
+            ..Case::default()
+        }
+    }
+
+    fn assert(&self, run: &Run) {
+        let secret = secret_line();
+        let stdout = if self.delivers { &*secret } else { "" };
+        if self.status == 0 {
+            run.assert_run(0, stdout, &[]);
+        } else {
+            run.assert_error(self.status, stdout, self.cause, self.state);
+        }
+    }
+}
+
+/// Sends a case's signals during its request.
+fn run_with_signals(case: &mut Case) -> Run {
     let (sent, gate) = channel();
-    let late = if late.is_empty() {
-        Action::Hang
-    } else {
-        Action::Send(late.to_vec())
-    };
-    let last = expect_then(
-        request,
-        [Action::Send(early.to_vec()), Action::WaitFor(gate), late],
-    );
-    let requests = before.len() + 1;
-    let portal = MockPortal::new(before.into_iter().chain([last]).collect());
+    let mut actions = vec![];
+    match case.received {
+        Some(received) => {
+            let (early, late) = case.reply.split_at(received);
+            actions.push(Action::Send(early.to_vec()));
+            actions.push(Action::WaitFor(gate));
+            actions.push(Action::Send(late.to_vec()));
+        }
+        None => actions.push(Action::Hang),
+    }
+    let mut script = std::mem::take(&mut case.before);
+    script.push(expect_then(case.request, actions));
+    let requests = script.len();
+    let portal = MockPortal::new(script);
     let mut command = rotate(&portal);
-    let child = start(command.env("PATH", "/usr/bin:/bin").arg("-q").args(args));
+    let child = start(command.arg("-q").args(case.args));
     portal.wait_for(requests);
-    signals
-        .iter()
-        .for_each(|signal| send_and_wait(&child, *signal));
+    for signal in case.signals {
+        send_and_wait(child.id() as i32, *signal);
+    }
     drop(sent);
     finish(&command, child)
 }
 
-/// Sends a signal and waits until it is handled: of two pending signals the kernel chooses the order.
-fn send_and_wait(child: &Child, signal: i32) {
-    send(child, signal);
-    wait_for_status(child, "ShdPnd:\t0000000000000000");
+fn check(mut case: Case) {
+    let _named = Named(case.name);
+    let run = run_with_signals(&mut case);
+    case.assert(&run);
 }
 
-/// Waits until the kernel's description of a process contains this text.
-fn wait_for_status(child: &Child, text: &str) {
-    let status = format!("/proc/{}/status", child.id());
-    assert!(
-        wait_until(|| fs::read_to_string(&status).unwrap().contains(text)),
-        "{text}"
-    );
+/// Sends a signal and waits until it is handled: of two pending signals the kernel chooses the order.
+fn send_and_wait(id: i32, signal: i32) {
+    kill(id, signal);
+    wait_for_status(id, "ShdPnd:\t0000000000000000");
 }
 
 #[test]
 fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
-    for (before, request, args, state, stdout) in [
-        (vec![], "GET token", &[][..], UNCHANGED, ""),
-        (vec![sign_in()], "HEAD client", &[], UNCHANGED, ""),
-        (
-            ready([regenerate()]),
-            "DELETE revoke",
-            &[],
-            NOT_REVOKED,
-            &secret_line(),
-        ),
-        (
-            vec![sign_in()],
-            "DELETE revoke",
-            &["--only", "revoke"],
-            UNCHANGED,
-            "",
-        ),
-        (
-            good_run(),
-            "POST introspect",
-            &["--verify"],
-            NOT_VERIFIED,
-            &secret_line(),
-        ),
-    ] {
-        let run = signal_during(before, (request, b"", b""), args, &[SIGTERM]);
-        run.assert_run(
-            143,
-            stdout,
-            &[&ended("ended by SIGTERM", &format!("[{request}]"), state)],
-        );
-    }
+    let cases = vec![
+        Case {
+            name: "the sign-in",
+            before: vec![],
+            request: "GET token",
+            cause: "ended by SIGTERM during [GET token] at 127.0.0.1",
+            ..Case::default()
+        },
+        Case {
+            name: "the wait for the portal",
+            before: vec![sign_in()],
+            request: "HEAD client",
+            cause: "ended by SIGTERM during [HEAD client] at 127.0.0.1",
+            ..Case::default()
+        },
+        Case {
+            name: "the revocation",
+            before: ready([regenerate()]),
+            request: "DELETE revoke",
+            delivers: true,
+            cause: "ended by SIGTERM during [DELETE revoke] at 127.0.0.1",
+            state: NOT_REVOKED,
+            ..Case::default()
+        },
+        Case {
+            name: "the revocation alone",
+            before: vec![sign_in()],
+            request: "DELETE revoke",
+            args: &["--only", "revoke"],
+            cause: "ended by SIGTERM during [DELETE revoke] at 127.0.0.1",
+            ..Case::default()
+        },
+        Case {
+            name: "the verification",
+            before: good_run(),
+            request: "POST introspect",
+            args: &["--verify"],
+            delivers: true,
+            cause: "ended by SIGTERM during [POST introspect] at 127.0.0.1",
+            state: NOT_VERIFIED,
+            ..Case::default()
+        },
+    ];
+    for_each(cases, check);
 }
 
 #[test]
 fn a_signal_before_anything_is_sent_names_the_file() {
-    for (variable, file, what) in [
+    for (variable, file) in [
+        ("DOCSPACE_API_KEY_FILE", "the file in DOCSPACE_API_KEY_FILE"),
         (
-            "DOCSPACE_API_KEY",
-            "DOCSPACE_API_KEY_FILE",
-            "the file in DOCSPACE_API_KEY_FILE",
-        ),
-        (
-            "DOCSPACE_CLIENT_ID",
             "DOCSPACE_CLIENT_ID_FILE",
             "the file in DOCSPACE_CLIENT_ID_FILE",
         ),
-        ("", "SSL_CERT_FILE", "the CA file"),
+        ("SSL_CERT_FILE", "the CA file"),
     ] {
         let folder = Folder::new();
         let fifo = folder.fifo();
         let mut command = program();
         command
+            .env("DOCSPACE_BASE_URL", "http://[::1]:1")
             .env("DOCSPACE_API_KEY", KEY)
             .env("DOCSPACE_CLIENT_ID", CLIENT)
-            .env_remove(variable);
-        let child = start(
-            command
-                .env("DOCSPACE_BASE_URL", "http://[::1]:1")
-                .env(file, &fifo),
-        );
+            .env_remove(variable.trim_end_matches("_FILE"))
+            .env(variable, &fifo);
+        let child = start(&mut command);
         // Opening it for writing waits until the program has opened it.
         let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
         send(&child, SIGTERM);
-        let error = format!("docspace-rotate: ended by SIGTERM while reading {what}; {UNCHANGED}");
-        finish(&command, child).assert_run(143, "", &[&error]);
+        let cause = format!("ended by SIGTERM while reading {file}");
+        finish(&command, child).assert_error(143, "", &cause, UNCHANGED);
     }
 }
 
+/// The client is unchanged after status 429, so the signal is not deferred.
 #[test]
 fn a_signal_ends_a_wait_for_another_attempt() {
-    let busy = |request| expect(request, response("429 ", "Retry-After: 60", ""));
-    for (script, step, state, stdout) in [
-        (vec![busy("GET token")], "[GET token]", UNCHANGED, ""),
-        (
-            ready([busy("PATCH regenerate")]),
-            "[PATCH regenerate]",
-            UNCHANGED,
-            "",
-        ),
-        (
-            ready([regenerate(), busy("DELETE revoke")]),
-            "[DELETE revoke]",
-            NOT_REVOKED,
-            &secret_line(),
-        ),
-    ] {
+    let cases = vec![
+        Case {
+            name: "to regenerate the secret",
+            cause: "ended by SIGTERM during [PATCH regenerate] at 127.0.0.1",
+            ..Case::default()
+        },
+        Case {
+            name: "to revoke the consent",
+            before: ready([regenerate()]),
+            request: "DELETE revoke",
+            delivers: true,
+            cause: "ended by SIGTERM during [DELETE revoke] at 127.0.0.1",
+            state: NOT_REVOKED,
+            ..Case::default()
+        },
+    ];
+    for_each(cases, |mut case| {
+        let _named = Named(case.name);
+        let mut script = std::mem::take(&mut case.before);
+        script.push(expect(case.request, busy()));
         let portal = MockPortal::new(script);
         let mut command = rotate(&portal);
         let mut child = start(&mut command);
         read_until(&mut child, "trying again in 60");
         read_until(&mut child, "\n");
         send(&child, SIGTERM);
-        finish(&command, child).assert_run(143, stdout, &[&ended("ended by SIGTERM", step, state)]);
-    }
+        case.assert(&finish(&command, child));
+    });
+}
+
+fn busy() -> Vec<u8> {
+    response("429 ", "Retry-After: 60", "")
 }
 
 /// Nothing of the PATCH has left before its handshake is finished.
@@ -180,134 +235,133 @@ fn a_signal_during_the_handshake_for_the_patch_is_not_deferred() {
     let child = start(command.arg("-q").arg("--cacert").arg(ca));
     assert!(wait_until(|| portal.connections() == 2));
     send(&child, SIGTERM);
-    finish(&command, child).assert_run(
-        143,
-        "",
-        &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED)],
-    );
+    let cause = "ended by SIGTERM during [PATCH regenerate] at 127.0.0.1";
+    finish(&command, child).assert_error(143, "", cause, UNCHANGED);
 }
 
 #[test]
 fn the_first_signal_during_the_patch_is_deferred_until_the_secret_is_delivered() {
-    let reply = recorded("patch-200");
-    for (signals, cause, status) in [
-        (&[SIGHUP][..], "ended by SIGHUP", 129),
-        (&[SIGINT, SIGTERM], "ended by SIGINT", 130),
-        (&[SIGTERM, SIGINT, SIGHUP], "ended by SIGTERM", 143),
-    ] {
-        for received in [0, reply.len() - 30, reply.len() - 1] {
-            let patch = ("PATCH regenerate", &reply[..received], &reply[received..]);
-            let run = signal_during(ready([]), patch, &[], signals);
-            run.assert_run(
-                status,
-                &secret_line(),
-                &[&ended(cause, "the delivery", NOT_REVOKED)],
-            );
-            let mut args = vec!["--only", "regenerate"];
-            // Nothing is left to do.
-            signal_during(ready([]), patch, &args, signals).assert_run(0, &secret_line(), &[]);
-            args.push("--verify");
-            let run = signal_during(ready([]), patch, &args, signals);
-            run.assert_run(
-                status,
-                &secret_line(),
-                &[&ended(cause, "the delivery", NOT_VERIFIED)],
-            );
-        }
-    }
+    let length = recorded("patch-200").len();
+    let cases = vec![
+        Case {
+            name: "before the reply",
+            ..Case::deferred()
+        },
+        Case {
+            name: "during the reply",
+            received: Some(length - 30),
+            ..Case::deferred()
+        },
+        Case {
+            name: "before the last byte of the reply",
+            received: Some(length - 1),
+            ..Case::deferred()
+        },
+        Case {
+            name: "SIGHUP",
+            signals: &[SIGHUP],
+            status: 129,
+            cause: "ended by SIGHUP after the delivery",
+            ..Case::deferred()
+        },
+        Case {
+            name: "the first of two counts",
+            signals: &[SIGINT, SIGTERM],
+            status: 130,
+            cause: "ended by SIGINT after the delivery",
+            ..Case::deferred()
+        },
+        Case {
+            name: "the consent is left to revoke, and the secret to verify",
+            args: &["--verify"],
+            ..Case::deferred()
+        },
+        Case {
+            name: "the secret is left to verify",
+            args: &["--only", "regenerate", "--verify"],
+            state: NOT_VERIFIED,
+            ..Case::deferred()
+        },
+        Case {
+            name: "nothing is left to do",
+            args: &["--only", "regenerate"],
+            status: 0,
+            ..Case::deferred()
+        },
+    ];
+    for_each(cases, check);
 }
 
-/// SIGALRM is what the timer sends when the time is up. Otherwise, the pipe is read after the signal.
+/// SIGALRM is what the timer sends when the time is up. Otherwise, the pipe is read after the signals.
 #[test]
 fn a_signal_during_the_delivery_is_deferred_until_its_end() {
-    for (args, signals, status, cause, state) in [
-        (&[][..], &[SIGHUP][..], 129, "ended by SIGHUP", NOT_REVOKED),
-        (&[], &[SIGINT, SIGTERM], 130, "ended by SIGINT", NOT_REVOKED),
-        (&[], &[SIGTERM], 143, "ended by SIGTERM", NOT_REVOKED),
-        (&["--only", "regenerate"], &[SIGTERM], 0, "", ""),
-        (
-            &[],
-            &[SIGINT, SIGALRM],
-            130,
-            "ended by SIGINT",
-            NOT_DELIVERED,
-        ),
-        (&[], &[SIGALRM], 6, "timed out", NOT_DELIVERED),
-    ] {
+    let cases = vec![
+        Case {
+            name: "the first of two counts",
+            signals: &[SIGINT, SIGTERM],
+            status: 130,
+            cause: "ended by SIGINT after the delivery",
+            ..Case::deferred()
+        },
+        Case {
+            name: "nothing is left to do",
+            args: &["--only", "regenerate"],
+            status: 0,
+            ..Case::deferred()
+        },
+        Case {
+            name: "the time is up",
+            signals: &[SIGALRM],
+            status: 6,
+            delivers: false,
+            cause: "timed out during the delivery",
+            state: NOT_DELIVERED,
+            ..Case::default()
+        },
+        Case {
+            name: "the time is up after a signal",
+            signals: &[SIGINT, SIGALRM],
+            status: 130,
+            cause: "ended by SIGINT during the delivery",
+            state: NOT_DELIVERED,
+            ..Case::default()
+        },
+    ];
+    for_each(cases, |mut case| {
+        let _named = Named(case.name);
         let (reader, writer) = full_pipe();
         let portal = MockPortal::new(ready([regenerate()]));
         let mut command = rotate(&portal);
-        let mut child = command
-            .args(args)
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The command would keep the pipe open.
-        command.stdout(Stdio::null());
-        read_until(&mut child, "Client secret has been regenerated.\n");
-        // It sleeps in its write to the full pipe.
-        wait_for_status(&child, "State:\tS");
-        signals
-            .iter()
-            .for_each(|signal| send_and_wait(&child, *signal));
+        let child = start_delivery(command.args(case.args), writer);
+        let id = child.id() as i32;
+        // It sleeps until there is room in the pipe.
+        wait_for_status(id, "State:\tS");
+        for signal in case.signals {
+            send_and_wait(id, *signal);
+        }
         let text = std::io::read_to_string(reader).unwrap();
-        assert_eq!(text.ends_with(&secret_line()), !signals.contains(&SIGALRM));
-        let error = ended(cause, "the delivery", state);
-        finish(&command, child).assert_run(
-            status,
-            "",
-            &[error.as_str()][..usize::from(status != 0)],
-        );
-    }
+        assert_eq!(text.ends_with(&secret_line()), case.delivers);
+        // The secret is in the other pipe.
+        case.delivers = false;
+        case.assert(&finish(&command, child));
+    });
 }
 
 #[test]
 fn a_signal_during_a_patch_that_fails() {
-    let busy = response("429 ", "Retry-After: 60", "");
-    let truncated = response("200 ", "", r#"{"client_secret":"#);
-    for (late, args, status, what) in [
-        // The client's secret is unchanged: the run ends before the wait.
-        (
-            busy,
-            &[][..],
-            143,
-            &*ended("ended by SIGTERM", "[PATCH regenerate]", UNCHANGED),
-        ),
-        // The run ends by itself, and keeps its status.
-        (
-            recorded("patch-404-unknown"),
-            &[],
-            3,
-            "answered [PATCH regenerate] with status 404",
-        ),
-        (
-            recorded("patch-500"),
-            &[],
-            7,
-            "answered [PATCH regenerate] with status 500",
-        ),
-        (
-            truncated,
-            &[],
-            7,
-            "answered [PATCH regenerate] with status 200",
-        ),
-        (
-            recorded("patch-200"),
-            &["--", "sh", "-c", "exit 9"],
-            6,
-            "it exited with status 9",
-        ),
-    ] {
-        let run = signal_during(
-            ready([]),
-            ("PATCH regenerate", b"", &late),
-            args,
-            &[SIGTERM],
-        );
-        run.fails_with(status, what);
-    }
+    let failing = |reply| Case {
+        reply,
+        received: Some(0),
+        ..Case::default()
+    };
+    // The client is unchanged, so the run ends before the wait.
+    let cause = "ended by SIGTERM during [PATCH regenerate] at 127.0.0.1";
+    run_with_signals(&mut failing(busy())).assert_error(143, "", cause, UNCHANGED);
+    // A run that ends by itself keeps its status.
+    let refused = run_with_signals(&mut failing(recorded("patch-404-unknown")));
+    refused.fails_with(3, "answered [PATCH regenerate] with status 404");
+    let unknown = run_with_signals(&mut failing(recorded("patch-500")));
+    unknown.fails_with(7, "answered [PATCH regenerate] with status 500");
 }
 
 /// The handlers do not nest, so the signal that the kernel delivers first counts: the one with the lower number.
@@ -319,46 +373,39 @@ fn of_two_pending_signals_the_first_that_is_handled_counts() {
     let child = start(command.arg("-q"));
     portal.wait_for(3);
     send(&child, SIGSTOP);
-    wait_for_status(&child, "State:\tT");
+    wait_for_status(child.id() as i32, "State:\tT");
     for signal in [SIGTERM, SIGINT, SIGCONT] {
         send(&child, signal);
     }
     drop(gate);
-    finish(&command, child).assert_run(
-        130,
-        &secret_line(),
-        &[&ended("ended by SIGINT", "the delivery", NOT_REVOKED)],
-    );
+    let cause = "ended by SIGINT after the delivery";
+    finish(&command, child).assert_error(130, &secret_line(), cause, NOT_REVOKED);
 }
 
 /// Docker kills after 10 s. Neither the time limit nor more signals make a difference.
 #[test]
 fn a_patch_gets_five_seconds_after_a_signal() {
-    for_each(
-        vec![("1", 1), ("60", 1), ("60", 5)],
-        |(timeout, signals)| {
-            let portal = MockPortal::new(ready([expect_then("PATCH regenerate", [Action::Hang])]));
-            let mut command = rotate(&portal);
-            let child = start(command.args(["-q", "--timeout", timeout]));
-            portal.wait_for(3);
-            let since = Instant::now();
-            for second in 0..signals {
-                sleep(Duration::from_secs(second).saturating_sub(since.elapsed()));
-                send(&child, SIGTERM);
-            }
-            finish(&command, child).assert_run(
-                143,
-                "",
-                &[&ended("ended by SIGTERM", "[PATCH regenerate]", UNKNOWN)],
-            );
-            let took = since.elapsed().as_secs_f64();
-            assert!((4.9..5.5).contains(&took), "{took} s");
-        },
-    );
+    for_each(vec!["3", "60"], |timeout| {
+        let portal = MockPortal::new(ready([expect_then("PATCH regenerate", [Action::Hang])]));
+        let mut command = rotate(&portal);
+        let child = start(command.args(["-q", "--timeout", timeout]));
+        portal.wait_for(3);
+        let since = Instant::now();
+        for _ in 0..4 {
+            send(&child, SIGTERM);
+            sleep(Duration::from_secs(1));
+        }
+        let run = finish(&command, child);
+        let took = since.elapsed().as_secs();
+        let cause = "ended by SIGTERM during [PATCH regenerate] at 127.0.0.1";
+        run.assert_error(143, "", cause, UNKNOWN);
+        // It would be 8 s after the last signal, and 10 s without one.
+        assert!((5..8).contains(&took), "{took} s\n{run}");
+    });
 }
 
 #[test]
-fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() {
+fn a_reply_after_three_seconds_is_delivered_even_by_a_command_that_takes_three() {
     let folder = Folder::new();
     let file = folder.path("file");
     let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
@@ -366,73 +413,92 @@ fn a_reply_after_four_seconds_is_delivered_even_by_a_command_that_takes_three() 
     let mut command = rotate(&portal);
     command
         .env("PATH", "/usr/bin:/bin")
-        .args(["-q", "--timeout", "2"]);
-    command.args(["--", "sh", "-c", "sleep 3; cat > $0"]);
-    let child = start(command.arg(&file));
+        .args(["-q", "--timeout", "3"])
+        .args(["--", "sh", "-c", "sleep 3; cat > $0"])
+        .arg(&file);
+    let child = start(&mut command);
     portal.wait_for(3);
     send(&child, SIGTERM);
-    sleep(Duration::from_secs(4));
+    sleep(Duration::from_secs(3));
     drop(reply);
-    finish(&command, child).assert_run(
-        143,
-        "",
-        &[&ended("ended by SIGTERM", "the delivery", NOT_REVOKED)],
-    );
+    let cause = "ended by SIGTERM after the delivery";
+    finish(&command, child).assert_error(143, "", cause, NOT_REVOKED);
     assert_eq!(fs::read_to_string(&file).unwrap(), SECRET);
 }
 
 #[test]
 fn no_signal_changes_the_status_of_a_check_that_is_ready() {
-    for signal in [SIGTERM, SIGALRM] {
-        let last: Last = ("GET @self", b"", &response("404 ", "", ""));
-        signal_during(ready([]), last, &["--check"], &[signal]).assert_run(0, "", &[]);
-    }
-}
-
-/// Lets a command inherit what its caller has done about a signal, and a pending one.
-fn inherit(command: &mut Command, signal: i32, disposition: usize, mask: i32, pending: i32) {
-    // SAFETY: all of these may be called between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, signal);
-            libc::signal(signal, disposition);
-            libc::sigprocmask(mask, &set, std::ptr::null_mut());
-            libc::raise(pending);
-            Ok(())
-        });
-    }
+    let mut case = Case {
+        request: "GET @self",
+        reply: response("404 ", "", ""),
+        received: Some(0),
+        args: &["--check"],
+        signals: &[SIGTERM, SIGALRM],
+        ..Case::default()
+    };
+    run_with_signals(&mut case).assert_run(0, "", &[]);
 }
 
 #[test]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        let (reply, head) = gated("HEAD client", recorded("get-200"));
-        let portal = MockPortal::new(vec![sign_in(), head, regenerate(), revoke()]);
-        let mut command = rotate(&portal);
-        inherit(&mut command, signal, libc::SIG_IGN, libc::SIG_UNBLOCK, 0);
-        let child = start(&mut command);
-        portal.wait_for(2);
+    let signals = [SIGHUP, SIGINT, SIGTERM];
+    let (reply, head) = gated("HEAD client", recorded("get-200"));
+    let portal = MockPortal::new(vec![sign_in(), head, regenerate(), revoke()]);
+    let mut command = rotate(&portal);
+    // SAFETY: signal(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            for signal in signals {
+                libc::signal(signal, libc::SIG_IGN);
+            }
+            Ok(())
+        });
+    }
+    let child = start(&mut command);
+    portal.wait_for(2);
+    for signal in signals {
         send(&child, signal);
-        drop(reply);
-        finish(&command, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+    }
+    drop(reply);
+    finish(&command, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+}
+
+fn ignore_alarm() {
+    // SAFETY: SIG_IGN is a valid disposition.
+    unsafe { libc::signal(SIGALRM, libc::SIG_IGN) };
+}
+
+fn leave_alarm_blocked_and_pending() {
+    // SAFETY: the set is valid.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, SIGALRM);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        libc::raise(SIGALRM);
     }
 }
 
 #[test]
 fn an_inherited_alarm_does_no_harm() {
-    for (disposition, mask, pending) in [
-        (libc::SIG_DFL, libc::SIG_BLOCK, 0),
-        (libc::SIG_IGN, libc::SIG_UNBLOCK, 0),
-        (libc::SIG_DFL, libc::SIG_BLOCK, SIGALRM),
-    ] {
+    let callers: [(&str, fn()); 2] = [
+        ("ignored", ignore_alarm),
+        ("blocked and pending", leave_alarm_blocked_and_pending),
+    ];
+    for_each(callers.into(), |(name, caller)| {
+        let _named = Named(name);
         let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
         let mut command = rotate(&portal);
-        inherit(&mut command, SIGALRM, disposition, mask, pending);
-        let run = run(command.args(["-q", "--timeout", "1.5"]));
-        run.assert_run(4, "", &[&ended("timed out", "[HEAD client]", UNCHANGED)]);
-    }
+        let prepare = move || {
+            caller();
+            Ok(())
+        };
+        // SAFETY: what it calls may be called between fork and exec.
+        unsafe { command.pre_exec(prepare) };
+        let run = run(command.args(["-q", "--timeout", "3"]));
+        let cause = "timed out during [HEAD client] at 127.0.0.1";
+        run.assert_error(4, "", cause, UNCHANGED);
+    });
 }
 
 #[test]
@@ -440,11 +506,8 @@ fn a_full_stderr_delays_no_signal() {
     for (signal, status) in [(SIGTERM, 143), (SIGALRM, 4)] {
         let (_reader, writer) = full_pipe();
         let portal = MockPortal::new(vec![sign_in(), expect_then("HEAD client", [Action::Hang])]);
-        let mut child = rotate(&portal)
-            .stdout(Stdio::null())
-            .stderr(writer)
-            .spawn()
-            .unwrap();
+        let mut command = rotate(&portal);
+        let mut child = command.stderr(writer).spawn().unwrap();
         portal.wait_for(2);
         send(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
@@ -454,46 +517,23 @@ fn a_full_stderr_delays_no_signal() {
 /// In a namespace of its own the program is process 1, which gets no signal that it has no handler for.
 #[test]
 fn process_1_gets_signals() {
-    let namespace = [
-        "--user",
-        "--map-root-user",
-        "--pid",
-        "--fork",
-        "--kill-child",
-    ];
-    if !Command::new("unshare")
-        .args(namespace)
-        .arg("true")
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        return skipped(
-            "process_1_gets_signals",
-            "no namespaces here (unshare --user --pid)",
-        );
+    let mut command = command("unshare");
+    command.args(["--user", "--map-root-user", "--pid"]);
+    command.args(["--fork", "--kill-child"]);
+    let mut possible = Command::new("unshare");
+    possible.args(command.get_args()).arg("true");
+    if !possible.output().is_ok_and(|o| o.status.success()) {
+        let why = "no namespaces here (unshare --user --pid)";
+        return skipped("process_1_gets_signals", why);
     }
     let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
     let portal = MockPortal::new(ready([patch]));
-    let plain = rotate(&portal);
-    let mut command = command("unshare");
-    command
-        .args(namespace)
-        .arg(plain.get_program())
-        .args(plain.get_args())
-        .arg("-q");
-    command.envs(
-        plain
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    set_portal(&mut command, &portal);
+    command.arg(program().get_program()).args(["-q", CLIENT]);
     let child = start(&mut command);
     portal.wait_for(3);
-    // SAFETY: a plain system call, to the one child of the child.
-    assert_eq!(unsafe { libc::kill(process_1(&child), SIGTERM) }, 0);
+    kill(process_1(&child), SIGTERM);
     drop(reply);
-    finish(&command, child).assert_run(
-        143,
-        &secret_line(),
-        &[&ended("ended by SIGTERM", "the delivery", NOT_REVOKED)],
-    );
+    let cause = "ended by SIGTERM after the delivery";
+    finish(&command, child).assert_error(143, &secret_line(), cause, NOT_REVOKED);
 }
