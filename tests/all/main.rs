@@ -25,5 +25,6 @@ mod rotate;
 mod scratch;
 mod servers;
 mod signals;
+mod stores;
 mod tls;
 mod verify;
