@@ -26,5 +26,6 @@ mod scratch;
 mod servers;
 mod signals;
 mod stores;
+mod systemd;
 mod tls;
 mod verify;
