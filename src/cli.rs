@@ -1,13 +1,14 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lexopt::Error::{UnexpectedOption, UnexpectedValue};
 use lexopt::prelude::*;
 
-use crate::error::Error;
-use crate::rotate::Mode;
+use crate::error::{Error, State};
 use crate::secret::{escape, looks_like_secret};
 
 const VERSION: &str = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
@@ -22,7 +23,7 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
   COMMAND [ARG]...       deliver the secret to COMMAND, on its stdin
   -u, --url URL          the portal's address         [env: DOCSPACE_BASE_URL]
   -o, --output FILE      write the secret to FILE instead of stdout (- is stdout)
-  -n, --no-newline       write no newline after the secret
+  -n, --no-newline       don't write a trailing newline
       --json             write the portal's JSON object instead of the bare secret
       --only STEP        run only this step: regenerate or revoke
       --verify           at the end, check that the portal accepts the new secret
@@ -51,14 +52,24 @@ Exit status: the state of the client, and what to do
   7  unknown: treat the old secret as revoked and run again in a few minutes
   8  new secret delivered, but --verify failed: check that the client can sign
      in with it, and if it cannot, run again
-  129, 130, 143  ended by SIGHUP, SIGINT or SIGTERM: do as the message says
-Running again is always safe: a new secret replaces any other.
+  129, 130, 131, 143  ended by SIGHUP, SIGINT, SIGQUIT or SIGTERM: the
+                      message says what to do
+Running again is safe (after 7, in a few minutes): a new secret replaces any other.
 ";
 
 #[derive(Debug)]
 pub enum Action {
     Print(&'static str),
     Rotate(Box<Arguments>),
+}
+
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    All,
+    Regenerate,
+    Revoke,
+    Check,
 }
 
 /// The arguments as they were given, not yet checked.
@@ -92,38 +103,36 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Action, Error>
         if let Some(command) = command_after_dashes(&mut parser) {
             args.command = Some(command);
         }
-        let Some(arg) = parser.next().map_err(argument_error)? else {
+        let Some(arg) = parser.next()? else {
             break;
         };
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
             Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
-            Short('o') | Long("output") => {
-                args.output = Some(value(&mut parser, "--output")?.into());
-            }
+            Short('o') | Long("output") => args.output = Some(path(&mut parser, "--output")?),
             Short('n') | Long("no-newline") => args.no_newline = true,
             Long("json") => args.json = true,
             Long("only") => args.only = Some(step(&value(&mut parser, "--only")?)?),
             Long("verify") => args.verify = true,
             Long("check") => args.check = true,
-            Long("cacert") => args.cacert = Some(value(&mut parser, "--cacert")?.into()),
+            Long("cacert") => args.cacert = Some(path(&mut parser, "--cacert")?),
             Long("allow-http") => args.allow_http = true,
             Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?)?,
             Short('q') | Long("quiet") => args.quiet = true,
             Value(id) if args.client.is_none() => args.client = Some(id),
             Value(_) => {
-                return Err(Error::usage(
+                return Error::usage(
                     "unexpected argument after CLIENT_ID: write -- before COMMAND",
-                ));
+                );
             }
-            other => return Err(argument_error(other.unexpected())),
+            other => return Err(other.unexpected().into()),
         }
     }
-    match usage_error(&args) {
-        Some(why) => Err(Error::usage(why)),
-        None => Ok(Action::Rotate(Box::new(args))),
+    if let Some(why) = usage_error(&args) {
+        return Error::usage(why);
     }
+    Ok(Action::Rotate(Box::new(args)))
 }
 
 /// Returns everything after `--`, if that comes next. lexopt would take it for positional
@@ -150,27 +159,46 @@ fn usage_error(args: &Arguments) -> Option<&'static str> {
     if args.output.is_some() {
         return Some("--output cannot be combined with COMMAND");
     }
-    match command.first() {
-        Some(name) if !name.is_empty() => None,
-        _ => Some("COMMAND is missing after --"),
+    if command.first().is_none_or(|name| name.is_empty()) {
+        return Some("COMMAND is missing after --");
     }
+    if command.iter().any(|word| word.as_bytes().ends_with(b"\r")) {
+        return Some("COMMAND: an argument ends in a carriage return (Windows line endings?)");
+    }
+    None
 }
 
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
     match parser.value() {
         Ok(value) if !value.is_empty() => Ok(value),
-        _ => Err(Error::usage(format!("{option}: a value is required"))),
+        _ => Error::usage(format!("{option}: a value is required")),
     }
 }
 
-fn argument_error(error: lexopt::Error) -> Error {
-    use lexopt::Error::{UnexpectedOption, UnexpectedValue};
-    Error::usage(match error {
-        UnexpectedOption(option) if may_be_key(&option) => "[hidden]: unknown option".to_owned(),
-        UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
-        UnexpectedValue { option, .. } => format!("{option}: takes no value"),
-        _ => "invalid argument".to_owned(),
-    })
+/// Returns the path in the value of an option. In a script with Windows line ends, it would end in a
+/// carriage return, and the secret would go into another file.
+fn path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Error> {
+    let path = value(parser, option)?;
+    if path.to_string_lossy().contains(char::is_control) {
+        return Error::usage(format!(
+            "{option}: contains a control character (Windows line endings?)"
+        ));
+    }
+    Ok(path.into())
+}
+
+impl From<lexopt::Error> for Error {
+    fn from(error: lexopt::Error) -> Error {
+        let what = match error {
+            UnexpectedOption(option) if may_be_key(&option) => {
+                "[hidden]: unknown option".to_owned()
+            }
+            UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
+            UnexpectedValue { option, .. } => format!("{option}: takes no value"),
+            _ => "invalid argument".to_owned(),
+        };
+        Error::new(State::Usage, what)
+    }
 }
 
 fn may_be_key(option: &str) -> bool {
@@ -182,7 +210,7 @@ fn step(text: &OsStr) -> Result<Mode, Error> {
     match text.to_str() {
         Some("regenerate") => Ok(Mode::Regenerate),
         Some("revoke") => Ok(Mode::Revoke),
-        _ => Err(Error::usage("--only: STEP must be regenerate or revoke")),
+        _ => Error::usage("--only: STEP must be regenerate or revoke"),
     }
 }
 
@@ -191,9 +219,7 @@ fn seconds(text: &OsStr) -> Result<Duration, Error> {
     let limits = Duration::from_nanos(1)..=Duration::from_secs(240);
     match text.to_str().and_then(parse_seconds) {
         Some(seconds) if limits.contains(&seconds) => Ok(seconds),
-        _ => Err(Error::usage(
-            "--timeout: expected seconds, more than 0 and at most 240",
-        )),
+        _ => Error::usage("--timeout: expected seconds, more than 0 and at most 240"),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, ExitStatus};
 
 use crate::error::wait_writable;
+use crate::secret::{escape, shorten};
+use crate::settings::Options;
 use crate::signal;
 
 /// The command does not see these.
@@ -31,13 +33,14 @@ pub struct Command {
 
 impl Command {
     /// Checks that the command is executable, and starts nothing.
-    pub fn prepare(
-        name: &OsStr,
-        args: &[OsString],
-        env: &[(&'static str, String)],
-    ) -> io::Result<Command> {
-        if !can_be_run(name) {
+    pub fn prepare(name: &OsStr, args: &[OsString], options: &Options) -> io::Result<Command> {
+        let Some(program) = find_program(name) else {
             return Err(io::Error::other("not found, or not executable"));
+        };
+        if let Some(interpreter) = missing_interpreter(&program) {
+            let interpreter = shorten(escape(&interpreter));
+            let why = format!("its interpreter {interpreter} does not exist");
+            return Err(io::Error::other(why));
         }
         let (reader, writer) = io::pipe()?;
         let mut command = process::Command::new(name);
@@ -45,12 +48,13 @@ impl Command {
         for variable in HIDDEN_VARIABLES {
             command.env_remove(variable);
         }
-        for (variable, value) in env {
-            command.env(variable, value);
-        }
-        // SAFETY: the closure does nothing. With one, std forks, and until exec the child has our
-        // handler, which only defers. Otherwise a signal to the group could end it before exec.
-        unsafe { command.pre_exec(|| Ok(())) };
+        command.env("DOCSPACE_CLIENT_ID", &options.client);
+        command.env("DOCSPACE_BASE_URL", &options.url.text);
+        let parent = process::id();
+        // A hook makes std fork instead of calling posix_spawn. Until exec, the child then still has
+        // our handler, which only defers. With posix_spawn, a signal to the group could kill it.
+        // SAFETY: the hook makes only plain system calls.
+        unsafe { command.pre_exec(move || end_with_parent(parent)) };
         Ok(Command {
             command,
             reader,
@@ -93,7 +97,14 @@ impl Command {
         if has_own_group {
             self.command.process_group(0);
         }
-        let child = self.command.spawn()?;
+        let child = match self.command.spawn() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(io::Error::other(
+                    "it was removed, or a loader or interpreter that it needs is missing",
+                ));
+            }
+            child => child?,
+        };
         let id = child.id() as libc::pid_t;
         signal::set_command(Some(if has_own_group { -id } else { id }));
         Ok(child)
@@ -112,19 +123,47 @@ fn result(status: ExitStatus, has_read_all: bool) -> Result<(), String> {
     }
 }
 
-/// Returns true if there is such a program. A name with a slash is a path; any other is searched
-/// on PATH.
-fn can_be_run(name: &OsStr) -> bool {
+/// Has the kernel end this process when its parent is killed. A command that goes on could store its
+/// secret after the next run has stored a newer one.
+fn end_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: plain system calls.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+        if libc::getppid() as u32 != parent {
+            // The parent has already died.
+            libc::_exit(1);
+        }
+    }
+    Ok(())
+}
+
+/// Finds a program. A name with a slash is a path; any other is searched on PATH.
+fn find_program(name: &OsStr) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
-        return is_executable(Path::new(name));
+        return Some(PathBuf::from(name)).filter(|file| is_executable(file));
     }
-    // An empty PATH names no folder, but an empty entry is the current folder.
-    match env::var_os("PATH") {
-        Some(path) if !path.is_empty() => env::split_paths(&path)
-            .map(|folder| Path::new(".").join(folder).join(name))
-            .any(|file: PathBuf| is_executable(&file)),
-        _ => false,
+    // An empty PATH names no directory, but an empty entry is the current directory.
+    let path = env::var_os("PATH").filter(|path| !path.is_empty())?;
+    let mut files = env::split_paths(&path).map(|dir| Path::new(".").join(dir).join(name));
+    files.find(|file| is_executable(file))
+}
+
+/// Returns the interpreter of a script if there is no such file (execve(2)). A script with Windows
+/// line ends names `/bin/sh` and a carriage return.
+fn missing_interpreter(program: &Path) -> Option<OsString> {
+    let mut start = vec![];
+    let file = File::open(program).ok()?;
+    file.take(256).read_to_end(&mut start).ok()?;
+    let line = start
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n')
+        .next()?;
+    let mut words = line.split(|byte| b" \t".contains(byte));
+    let interpreter = OsStr::from_bytes(words.find(|word| !word.is_empty())?);
+    if Path::new(interpreter).exists() {
+        return None;
     }
+    Some(interpreter.to_owned())
 }
 
 fn is_executable(file: &Path) -> bool {

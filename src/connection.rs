@@ -1,9 +1,10 @@
 //! The connection of a request: where it goes, and whether a byte of the request may have left.
 //!
-//! ureq makes the connections. It asks for addresses through [`Resolver`], and the markers at both
-//! ends of its chain of connectors tell when a connection is made and when it is ready.
+//! ureq makes the connections. It asks for addresses through [`Resolver`], and the last link of its
+//! chain of connectors puts a [`Watched`] around each connection.
 
 use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use ureq::Error;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, Transport};
+use ureq::unversioned::transport::{
+    self, Buffers, ConnectionDetails, Connector, NextTimeout, Transport,
+};
 
 use crate::address::{Proxy, Url};
 use crate::call::Call;
@@ -22,8 +25,14 @@ use crate::signal;
 /// The time limit to connect.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long to wait for the end of a body whose secret has already arrived.
+const END_OF_BODY: transport::time::Duration = transport::time::Duration::from_millis(200);
+
 /// ureq has room for no more addresses.
 const MAX_ADDRESSES: usize = 16;
+
+/// How many addresses a message shows.
+const MAX_SHOWN: usize = 3;
 
 #[derive(Debug, Clone)]
 pub struct Connection(Arc<Mutex<Inner>>);
@@ -36,10 +45,11 @@ struct Inner {
     is_proxied: bool,
     /// All addresses of the host, or none if it is not resolved yet.
     addresses: Vec<SocketAddr>,
+    call: Call,
     /// Whether a byte of the request may have left.
-    is_ready: bool,
-    /// Whether the request can be sent again.
-    is_idempotent: bool,
+    sent: bool,
+    /// Whether all that matters of the reply has come.
+    is_done: bool,
 }
 
 impl Connection {
@@ -53,8 +63,9 @@ impl Connection {
             port,
             is_proxied: proxy.is_some(),
             addresses: vec![],
-            is_ready: false,
-            is_idempotent: true,
+            call: Call::SignIn,
+            sent: false,
+            is_done: false,
         })))
     }
 
@@ -65,40 +76,43 @@ impl Connection {
     /// Prepares for a request. Resolves the host, if its addresses are not known.
     pub fn prepare(&self, call: Call) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.is_ready = false;
+        inner.call = call;
+        inner.sent = false;
+        inner.is_done = false;
         if inner.addresses.is_empty() {
             inner.addresses = resolve(&inner.host, inner.port)?;
         }
-        inner.is_idempotent = call.is_idempotent();
-        // ureq does not say that it reuses a connection, which is ready. The PATCH never gets one.
-        inner.is_ready = inner.is_idempotent;
         Ok(())
     }
 
     /// Returns true if a byte of the request may have left.
-    pub fn is_ready(&self) -> bool {
-        self.lock().is_ready
+    pub fn has_sent(&self) -> bool {
+        self.lock().sent
     }
 
-    /// The host may have moved.
-    pub fn forget_addresses(&self) {
-        self.lock().addresses.clear();
+    /// From now on, waits only briefly: all that matters of the reply has come. If its end comes, too,
+    /// the connection can be kept.
+    pub fn stop_waiting(&self) {
+        self.lock().is_done = true;
     }
 
-    /// Returns the marker for the beginning of ureq's chain.
-    pub fn begin(&self) -> Marker {
-        Marker {
-            connection: self.clone(),
-            is_ready: false,
+    /// Returns the addresses that were tried, as in ` (127.0.0.9)`, and forgets them: the host may
+    /// have moved.
+    pub fn take_addresses(&self) -> String {
+        let mut inner = self.lock();
+        let addresses = mem::take(&mut inner.addresses);
+        let mut shown: Vec<String> = vec![];
+        for address in addresses.iter().take(MAX_SHOWN) {
+            shown.push(address.ip().to_string());
         }
-    }
-
-    /// Returns the marker for its end. What TLS and the proxy send before does not count.
-    pub fn ready(&self) -> Marker {
-        Marker {
-            connection: self.clone(),
-            is_ready: true,
+        if shown.is_empty() || shown == [inner.host.as_str()] {
+            return String::new();
         }
+        let more = match addresses.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(" ({}{more})", shown.join(", "))
     }
 }
 
@@ -110,7 +124,12 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             (Ipv6Addr::LOCALHOST, port).into(),
         ]);
     }
-    Ok((host, port).to_socket_addrs()?.collect())
+    // A black-holed IPv6 address is common in containers and CI runners, and takes the whole time
+    // to connect. Where there is no IPv4, it fails at once. So IPv4 comes first.
+    let found = (host, port).to_socket_addrs()?;
+    let (mut addresses, ipv6): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv4);
+    addresses.extend(ipv6);
+    Ok(addresses)
 }
 
 /// ureq asks before each request. The answer is known by then, so ureq needs no thread for it.
@@ -124,26 +143,62 @@ impl Resolver for Connection {
     }
 }
 
-#[derive(Debug)]
-pub struct Marker {
-    connection: Connection,
-    is_ready: bool,
+impl<In: Transport> Connector<In> for Connection {
+    type Out = Watched<In>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        inner: Option<In>,
+    ) -> Result<Option<Watched<In>>, Error> {
+        // For a CONNECT proxy ureq runs the chain twice. The run without a proxy in the
+        // configuration connects to the proxy itself, which gets no byte of the request.
+        let is_to_proxy = self.lock().is_proxied && details.config.proxy().is_none();
+        Ok(inner.map(|inner| Watched {
+            inner,
+            connection: self.clone(),
+            is_to_proxy,
+        }))
+    }
 }
 
-impl<In: Transport> Connector<In> for Marker {
-    type Out = In;
+/// Wraps a connection that is ready for requests. The bytes of a TLS handshake pass below it, and do
+/// not count.
+#[derive(Debug)]
+pub struct Watched<T> {
+    inner: T,
+    connection: Connection,
+    is_to_proxy: bool,
+}
 
-    fn connect(&self, details: &ConnectionDetails, inner: Option<In>) -> Result<Option<In>, Error> {
-        let mut connection = self.connection.lock();
-        // For a CONNECT proxy ureq runs the chain twice. The run without a proxy in the
-        // configuration connects to the proxy itself.
-        if connection.is_proxied && details.config.proxy().is_none() {
-            return Ok(inner);
+impl<T: Transport> Transport for Watched<T> {
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if !self.is_to_proxy {
+            let mut connection = self.connection.lock();
+            if !connection.sent && !connection.call.is_idempotent() {
+                signal::enter(State::Unknown);
+            }
+            connection.sent = true;
         }
-        connection.is_ready = self.is_ready;
-        if self.is_ready && !connection.is_idempotent {
-            signal::enter(State::Unknown);
+        self.inner.transmit_output(amount, timeout)
+    }
+
+    fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, Error> {
+        if self.connection.lock().is_done {
+            timeout.after = END_OF_BODY;
         }
-        Ok(inner)
+        self.inner.await_input(timeout)
+    }
+
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
     }
 }

@@ -4,30 +4,22 @@ use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 
-/// The state that a run leaves the client in if it ends now.
+/// The state that a run leaves the client in if it ends now. The number is the exit status, and a
+/// contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    Usage,
-    Refused,
-    Unreached,
-    NotRevoked,
-    NotDelivered,
-    Unknown,
-    NotVerified,
+    Usage = 2,
+    Refused = 3,
+    Unreached = 4,
+    NotRevoked = 5,
+    NotDelivered = 6,
+    Unknown = 7,
+    NotVerified = 8,
 }
 
 impl State {
-    /// Returns the exit status. The numbers are a contract.
     pub fn status(self) -> u8 {
-        match self {
-            State::Usage => 2,
-            State::Refused => 3,
-            State::Unreached => 4,
-            State::NotRevoked => 5,
-            State::NotDelivered => 6,
-            State::Unknown => 7,
-            State::NotVerified => 8,
-        }
+        self as u8
     }
 
     /// Returns the state in words, which people grep for, and what to do next.
@@ -74,8 +66,9 @@ impl Error {
         Error { state, what }
     }
 
-    pub fn usage(what: impl Into<String>) -> Error {
-        Error::new(State::Usage, what)
+    /// Ends a run before anything is sent.
+    pub fn usage<T>(what: impl Into<String>) -> Result<T, Error> {
+        Err(Error::new(State::Usage, what))
     }
 }
 

@@ -6,51 +6,54 @@ use ureq::{Error, Timeout};
 
 use crate::connection;
 use crate::error::io_message;
+use crate::settings::CaFile;
 
 #[derive(Debug)]
 pub struct Failure {
-    /// Whether a byte of the request may have left.
-    pub sent: bool,
-    /// Whether it is an error of TLS itself.
-    pub is_tls: bool,
-    /// Whether the proxy refused for good.
-    pub proxy_refused: bool,
+    pub may_have_been_sent: bool,
+    /// Whether it will come again: the proxy refused, or it is an error of TLS itself.
+    pub is_final: bool,
     pub why: String,
+    /// The addresses that were tried, as in ` (127.0.0.9)`.
+    pub tried: String,
 }
 
 impl Failure {
-    pub fn new(error: &Error, sent: bool) -> Failure {
-        let proxy_refused = match proxy_status(error) {
-            Some(408 | 429) => false,
-            Some(status) => (300..500).contains(&status),
-            None => false,
+    /// Explains an error. The CA file is that of the run.
+    pub fn new(error: &Error, ca_file: Option<&CaFile>) -> Failure {
+        let (is_final, why) = match (tls_text(error), proxy_status(error)) {
+            // A load balancer sends this alert while it starts.
+            (Some(text), _) => (
+                !text.ends_with("alert: InternalError"),
+                tls_message(&text, ca_file),
+            ),
+            (None, Some(status)) => {
+                let is_final = (300..500).contains(&status) && status != 408 && status != 429;
+                (is_final, format!("the proxy refused with status {status}"))
+            }
+            (None, None) => (false, message(error)),
         };
         Failure {
-            sent,
-            is_tls: is_tls(error),
-            proxy_refused,
-            why: message(error),
+            may_have_been_sent: false,
+            is_final,
+            why,
+            tried: String::new(),
         }
     }
 }
 
-/// Returns true for an error of TLS itself. rustls documents this kind of I/O error. An answer that
-/// is not SOCKS has it, too.
-fn is_tls(error: &Error) -> bool {
+/// Returns rustls's text if it is an error of TLS itself. rustls documents this kind of I/O error.
+/// An answer that is not SOCKS has it, too.
+fn tls_text(error: &Error) -> Option<String> {
     match error {
-        Error::Io(error) => error.kind() == ErrorKind::InvalidData,
-        Error::Tls(_) | Error::Rustls(_) => true,
-        _ => false,
+        Error::Io(error) if error.kind() == ErrorKind::InvalidData => Some(error.to_string()),
+        Error::Rustls(error) => Some(error.to_string()),
+        Error::Tls(text) => Some((*text).to_owned()),
+        _ => None,
     }
 }
 
 fn message(error: &Error) -> String {
-    if is_tls(error) {
-        return tls_message(error);
-    }
-    if let Some(status) = proxy_status(error) {
-        return format!("the proxy refused with status {status}");
-    }
     match error {
         Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
             "the connection was closed".to_owned()
@@ -60,34 +63,103 @@ fn message(error: &Error) -> String {
             format!("no connection within {} s", connection::TIMEOUT.as_secs())
         }
         Error::Timeout(_) => "timed out waiting for a reply".to_owned(),
-        Error::Protocol(_) => "the reply is not HTTP".to_owned(),
+        Error::Protocol(_) => "the reply is not HTTP/1.1".to_owned(),
+        Error::LargeResponseHeader(..) => "the header of the reply is too large".to_owned(),
         error => error.to_string(),
     }
 }
 
-fn tls_message(error: &Error) -> String {
-    let text = error.to_string();
-    // Parts of rustls's errors, and what they mean.
-    let known = [
-        (
-            "UnknownIssuer",
-            "the certificate is from an unknown CA (see --cacert)",
-        ),
-        ("expired", "the certificate has expired"),
-        ("not valid for name", "the certificate is for another host"),
-        ("CaUsedAsEndEntity", "the certificate is a CA certificate"),
-        ("CertificateRequired", "a client certificate is required"),
-        (
-            "corrupt message",
-            "the server does not speak TLS on this port",
-        ),
-    ];
-    for (part, meaning) in known {
-        if text.contains(part) {
-            return format!("TLS failed: {meaning}");
+/// How rustls's texts begin, and what they mean. The later parts of a text may quote the server.
+const TLS_WORDS: [(&str, &str); 14] = [
+    (
+        "invalid peer certificate: certificate expired",
+        "the server's certificate has expired (check this machine's clock, too)",
+    ),
+    (
+        "invalid peer certificate: certificate not valid yet",
+        "the server's certificate is not valid yet (check this machine's clock, too)",
+    ),
+    (
+        "invalid peer certificate: certificate not valid for name",
+        "the server's certificate has a subjectAltName that does not list this host (the CN is ignored)",
+    ),
+    (
+        "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity",
+        "the server's certificate is a CA certificate: it must have CA:FALSE",
+    ),
+    (
+        "invalid peer certificate: Other(OtherError(UnsupportedCertVersion",
+        "the server's certificate is an old X.509 version: it must be version 3",
+    ),
+    (
+        "invalid peer certificate: Other(OtherError(NameConstraintViolation",
+        "the name constraints of a CA forbid a name in the server's certificate",
+    ),
+    (
+        "invalid peer certificate",
+        "the server's certificate is not valid",
+    ),
+    (
+        "received fatal alert: HandshakeFailure",
+        "the server has no cipher in common with this program, or requires a client certificate",
+    ),
+    (
+        "received fatal alert: ProtocolVersion",
+        "the server has no TLS version in common with this program (1.2 and 1.3 only)",
+    ),
+    (
+        "peer is incompatible",
+        "the server has no TLS version in common with this program (1.2 and 1.3 only)",
+    ),
+    (
+        "received fatal alert: UnrecognisedName",
+        "the server has no certificate for this name",
+    ),
+    (
+        "received fatal alert: CertificateRequired",
+        "the server requires a client certificate",
+    ),
+    (
+        "received corrupt message",
+        "the server does not speak TLS on this port",
+    ),
+    // The texts of ureq's SOCKS connector.
+    ("invalid re", "the proxy does not speak SOCKS"),
+];
+
+fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
+    for unknown_ca in ["UnknownIssuer", "BadSignature"] {
+        if text.starts_with(&format!("invalid peer certificate: {unknown_ca}")) {
+            return unknown_ca_message(ca_file);
         }
     }
-    format!("TLS failed: {}", text.trim_start_matches("io: "))
+    for (start, meaning) in TLS_WORDS {
+        if text.starts_with(start) {
+            return meaning.to_owned();
+        }
+    }
+    match text.strip_prefix("received fatal alert: ") {
+        Some("InternalError") => {
+            "the server has no certificate for this name, or is failing (alert InternalError)"
+                .to_owned()
+        }
+        Some(alert) => format!("the server ended the handshake (alert {alert})"),
+        None => "TLS failed".to_owned(),
+    }
+}
+
+/// A signature does not fit (BadSignature) if another CA has the same name.
+fn unknown_ca_message(ca_file: Option<&CaFile>) -> String {
+    let no_intermediate = "or the server does not send its intermediate certificate";
+    match ca_file {
+        Some(CaFile { name, .. }) => {
+            format!("no CA in {name} issued the server's certificate, {no_intermediate}")
+        }
+        None => format!(
+            "no built-in CA issued the server's certificate, {no_intermediate} \
+             (private CA: see --cacert)"
+        ),
+    }
 }
 
 /// Returns the status with which a proxy refused. ureq has it only in words: `proxy server
@@ -98,4 +170,64 @@ fn proxy_status(error: &Error) -> Option<u16> {
     };
     let (_, status) = why.split_once("responded ")?;
     status.get(..3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The texts are rustls's own. Those of the certificates are in the end-to-end tests, too.
+    #[test]
+    fn tls_in_plain_words() {
+        let host = "invalid peer certificate: certificate not valid for name \"x\"; certificate \
+                    is only valid for DnsName(\"expired.test\") or DnsName(\"UnknownIssuer\")";
+        for (text, expected) in [
+            ("invalid peer certificate: UnknownIssuer", "no built-in CA"),
+            ("invalid peer certificate: BadSignature", "no built-in CA"),
+            (host, "does not list this host"),
+            (
+                "invalid peer certificate: BadEncoding",
+                "certificate is not valid",
+            ),
+            (
+                "received fatal alert: HandshakeFailure",
+                "or requires a client certificate",
+            ),
+            ("received fatal alert: ProtocolVersion", "1.2 and 1.3 only"),
+            (
+                "peer is incompatible: ServerDoesNotSupportTls12Or13",
+                "1.2 and 1.3 only",
+            ),
+            (
+                "received fatal alert: UnrecognisedName",
+                "no certificate for this name",
+            ),
+            (
+                "received fatal alert: InternalError",
+                "or is failing (alert InternalError)",
+            ),
+            (
+                "received fatal alert: IllegalParameter",
+                "(alert IllegalParameter)",
+            ),
+            (
+                "received corrupt message of type InvalidContentType",
+                "does not speak TLS",
+            ),
+            ("invalid response version", "does not speak SOCKS"),
+            ("cannot decrypt peer's message", "TLS failed"),
+        ] {
+            let found = tls_message(text, None);
+            assert!(found.contains(expected), "{text}: {found}");
+        }
+        let file = CaFile {
+            name: "a.pem (from x)".to_owned(),
+            certificates: vec![],
+        };
+        let found = tls_message("invalid peer certificate: UnknownIssuer", Some(&file));
+        assert!(
+            found.starts_with("no CA in a.pem (from x) issued"),
+            "{found}"
+        );
+    }
 }

@@ -1,66 +1,59 @@
 //! One request over ureq: its settings, the request, and the reply.
 
-use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
-use ureq::config::{AutoHeaderValue, Config};
-use ureq::http::{self, Response};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::config::Config;
+use ureq::http::{self, HeaderMap, Response};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{
     ConnectProxyConnector, Connector, RustlsConnector, SocksConnector, TcpConnector,
 };
 use ureq::{Agent, Body, Error};
 
-use crate::address::{Proxy, Url};
 use crate::call::Call;
 use crate::connection::{self, Connection};
-use crate::error::io_message;
 use crate::failure::Failure;
-use crate::reply::{MAX_BODY, Reply};
-use crate::secret::{escape, shorten};
+use crate::reply::{self, MAX_BODY, Reply};
+use crate::settings::Options;
 use crate::signal;
 
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
 
 /// Time limits: for one attempt at anything but the PATCH, for one at a call that the run can do
-/// without, and for a body after its header.
+/// without, and for its body after its header.
 const ATTEMPT: Duration = Duration::from_secs(30);
 const OPTIONAL_ATTEMPT: Duration = Duration::from_secs(5);
 const BODY: Duration = Duration::from_secs(5);
 
-pub struct Request {
-    pub call: Call,
-    pub path: String,
-    pub headers: Vec<(&'static str, String)>,
-    /// The fields of the form that it carries.
-    pub form: Option<Vec<(&'static str, String)>>,
-}
+/// The header fields or the form of a request.
+pub type Fields = Vec<(&'static str, String)>;
 
-pub struct Http {
+pub struct Http<'a> {
+    options: &'a Options,
     agent: Agent,
-    url: String,
     connection: Connection,
 }
 
-impl Http {
-    /// Sets up ureq, and sends nothing. The error says why the CA file is not usable.
-    pub fn new(url: &Url, proxy: Option<&Proxy>, ca_file: Option<&Path>) -> Result<Http, String> {
-        let roots = match ca_file {
-            Some(file) => read_ca_file(file)?,
+impl Http<'_> {
+    /// Sets up ureq, and sends nothing.
+    pub fn new(options: &Options) -> Http<'_> {
+        let Options { url, proxy, .. } = options;
+        let roots = match &options.ca_file {
+            Some(file) => RootCerts::new_with_certs(&file.certificates),
             None => RootCerts::WebPki,
         };
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and take the signature elsewhere.
             .max_redirects(0)
-            .proxy(proxy.map(|proxy| proxy.inner.clone()))
+            .proxy(proxy.as_ref().map(|proxy| proxy.inner.clone()))
             // Portals answer 500 to a request without it.
             .user_agent(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION")))
             .accept("application/json")
-            .accept_encoding(AutoHeaderValue::None)
+            // Without it, a server may compress.
+            .accept_encoding("identity")
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(connection::TIMEOUT))
             .timeout_global(Some(ATTEMPT))
@@ -72,68 +65,68 @@ impl Http {
             .input_buffer_size(MAX_HEADER + 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        let connection = Connection::new(url, proxy);
-        let connector = connection
-            .begin()
-            .chain(SocksConnector::default())
+        let connection = Connection::new(url, proxy.as_ref());
+        let connector = SocksConnector::default()
             .chain(ConnectProxyConnector::default())
             .chain(TcpConnector::default())
             .chain(RustlsConnector::default())
-            .chain(connection.ready());
+            .chain(connection.clone());
         let agent = Agent::with_parts(config, connector, connection.clone());
-        Ok(Http {
+        Http {
+            options,
             agent,
-            url: url.text.clone(),
             connection,
-        })
+        }
     }
 
-    pub fn send(&self, request: &Request) -> Result<Reply, Failure> {
-        self.exchange(request).map_err(|error| {
-            let sent = self.connection.is_ready();
-            if !sent {
-                self.connection.forget_addresses();
+    /// Makes one attempt at a call. Only the POST has a form.
+    pub fn send(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Failure> {
+        self.exchange(call, headers, form).map_err(|error| {
+            let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
+            failure.may_have_been_sent = self.connection.has_sent();
+            if !failure.may_have_been_sent {
+                failure.tried = self.connection.take_addresses();
             }
-            Failure::new(&error, sent)
+            failure
         })
     }
 
-    fn exchange(&self, request: &Request) -> Result<Reply, Error> {
-        self.connection.prepare(request.call)?;
-        let mut response = self.run(request)?;
-        if !request.call.is_idempotent() {
+    fn exchange(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Error> {
+        self.connection.prepare(call)?;
+        let response = self.run(call, headers, form)?;
+        if !call.is_idempotent() {
             // The secret is on its way.
             signal::grant_time();
         }
-        let mut body = Vec::new();
-        let mut reader = response.body_mut().as_reader().take(MAX_BODY as u64);
-        let read = reader.read_to_end(&mut body);
-        let body_text = String::from_utf8_lossy(&body);
-        let header = |name| match response.headers().get(name) {
-            Some(value) => value.to_str().unwrap_or_default(),
-            None => "",
+        let (parts, body) = response.into_parts();
+        let (body, truncated) = self.read_body(call, body);
+        let header = |name| match parts.headers.get(name) {
+            Some(value) => value.to_str().unwrap_or_default().to_owned(),
+            None => String::new(),
         };
+        let location = header("location");
         Ok(Reply {
-            status: response.status().as_u16(),
+            status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
-            location: header("location").to_owned(),
-            retry_after: header("retry-after").to_owned(),
-            truncated: read.is_err() || body.len() == MAX_BODY,
-            body: body_text.trim_start_matches('\u{feff}').to_owned(),
+            content_encoding: list_of(&parts.headers, "content-encoding"),
+            challenge: list_of(&parts.headers, "www-authenticate"),
+            redirect: self.options.url.redirect(&location, &self.options.client),
+            retry_after: header("retry-after"),
+            truncated,
+            body,
         })
     }
 
     /// Sends a request and returns the reply with its body still to come.
-    fn run(&self, request: &Request) -> Result<Response<Body>, Error> {
-        let call = request.call;
-        let url = format!("{}{}", self.url, request.path);
-        if let Some(form) = &request.form {
-            let fields = form.iter().map(|(name, value)| (*name, value));
-            return self.agent.post(url).send_form(fields);
+    fn run(&self, call: Call, headers: Fields, form: Fields) -> Result<Response<Body>, Error> {
+        let path = call.path(&self.options.client);
+        let url = format!("{}{path}", self.options.url.text);
+        if !form.is_empty() {
+            return self.agent.post(url).send_form(form);
         }
         let mut builder = http::Request::builder().method(call.method()).uri(url);
-        for (name, value) in &request.headers {
-            builder = builder.header(*name, value);
+        for (name, value) in headers {
+            builder = builder.header(name, value);
         }
         if !call.is_idempotent() {
             return self.run_once(builder.body("")?);
@@ -143,7 +136,8 @@ impl Http {
             let request = request.timeout_global(Some(OPTIONAL_ATTEMPT));
             return self.agent.run(request.build());
         }
-        // No settings of its own: ureq resumes the TLS sessions of such requests only.
+        // No settings of its own: only such a request creates ureq's TLS configuration, whose
+        // sessions the PATCH resumes.
         self.agent.run(builder.body(())?)
     }
 
@@ -152,31 +146,42 @@ impl Http {
     /// sends `Content-Length: 0` (RFC 9110, section 8.6).
     fn run_once(&self, request: http::Request<&str>) -> Result<Response<Body>, Error> {
         let request = self.agent.configure_request(request);
-        let request = request.max_idle_age(Duration::ZERO).timeout_global(None);
+        let request = request.max_idle_age(Duration::ZERO);
+        let request = request.timeout_global(None).timeout_recv_body(None);
         self.agent.run(request.build())
+    }
+
+    /// Reads the body as far as it comes. Returns it, and whether its end is missing.
+    fn read_body(&self, call: Call, mut body: Body) -> (String, bool) {
+        let mut reader = body.as_reader().take(MAX_BODY as u64);
+        let mut bytes = vec![];
+        let mut buffer = [0; 4096];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return (text(&bytes), bytes.len() == MAX_BODY),
+                Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+                Err(_) => return (text(&bytes), true),
+            }
+            // A secret does not wait for the end, which some servers never send.
+            if !call.is_idempotent() && reply::find_secret(&text(&bytes)).is_ok() {
+                self.connection.stop_waiting();
+            }
+        }
     }
 }
 
-fn read_ca_file(file: &Path) -> Result<RootCerts, String> {
-    signal::doing("while reading the CA file");
-    let name = shorten(escape(file.as_os_str()));
-    let pem = match fs::read(file) {
-        Ok(pem) => pem,
-        Err(error) => {
-            return Err(format!(
-                "cannot read the CA file {name}: {}",
-                io_message(&error)
-            ));
-        }
-    };
-    let mut certificates = vec![];
-    for item in parse_pem(&pem) {
-        if let Ok(PemItem::Certificate(certificate)) = item {
-            certificates.push(certificate);
-        }
+/// Returns a header field that may come in several lines, in lower case. Not all of it has to be
+/// ASCII.
+fn list_of(headers: &HeaderMap, name: &str) -> String {
+    let mut values = vec![];
+    for value in headers.get_all(name) {
+        values.push(String::from_utf8_lossy(value.as_bytes()));
     }
-    if certificates.is_empty() {
-        return Err(format!("the CA file {name} contains no certificate (PEM)"));
-    }
-    Ok(RootCerts::new_with_certs(&certificates))
+    values.join(", ").to_ascii_lowercase()
+}
+
+/// Returns the text of a body, without the mark that some servers begin it with.
+fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.trim_start_matches('\u{feff}').to_owned()
 }

@@ -4,6 +4,7 @@
 
 mod address;
 mod call;
+mod cause;
 pub mod cli;
 mod command;
 mod connection;
@@ -17,3 +18,4 @@ pub mod rotate;
 mod secret;
 pub mod settings;
 pub mod signal;
+mod words;

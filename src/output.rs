@@ -12,19 +12,11 @@ use std::path::{Path, PathBuf};
 use crate::command::Command;
 use crate::error::{Error, State, io_message, wait_writable};
 use crate::secret::{NewSecret, escape, shorten};
+use crate::settings::Options;
 use crate::signal;
 
 /// The free space that a file must have before anything is sent, in bytes.
 const MIN_FREE_SPACE: u64 = 4096;
-
-#[derive(Debug)]
-pub struct Settings {
-    pub destination: Destination,
-    pub newline: bool,
-    pub json: bool,
-    /// What a command gets besides its caller's environment.
-    pub env: Vec<(&'static str, String)>,
-}
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Destination {
@@ -44,7 +36,7 @@ impl Destination {
 }
 
 pub struct Output<'a> {
-    settings: &'a Settings,
+    options: &'a Options,
     target: Target,
 }
 
@@ -59,46 +51,46 @@ enum Target {
 
 impl<'a> Output<'a> {
     /// Opens the output, and leaves the contents of a file alone. A FIFO waits for its reader.
-    pub fn open(settings: &'a Settings) -> Result<Output<'a>, Error> {
+    pub fn open(options: &'a Options) -> Result<Output<'a>, Error> {
         signal::doing("while opening the output");
-        let (verb, target) = match &settings.destination {
+        let (verb, target) = match &options.destination {
             Destination::Stdout => ("write to", open_stdout()),
             Destination::File(path) => ("write to", open_file(path)),
             Destination::Command(name, args) => {
-                let command = Command::prepare(name, args, &settings.env);
+                let command = Command::prepare(name, args, options);
                 ("run", command.map(Target::Command))
             }
         };
         match target {
-            Ok(target) => Ok(Output { settings, target }),
+            Ok(target) => Ok(Output { options, target }),
             Err(error) => {
-                let (name, why) = (settings.destination.name(), io_message(&error));
-                Err(Error::usage(format!("cannot {verb} {name}: {why}")))
+                let (name, why) = (options.destination.name(), io_message(&error));
+                Error::usage(format!("cannot {verb} {name}: {why}"))
             }
         }
     }
 
     /// Checks that the output can be opened. A FIFO is left alone: its reader would get an end of
     /// file.
-    pub fn check(settings: &Settings) -> Result<(), Error> {
-        if let Destination::File(path) = &settings.destination
+    pub fn check(options: &Options) -> Result<(), Error> {
+        if let Destination::File(path) = &options.destination
             && fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo())
         {
             return Ok(());
         }
-        Output::open(settings)?;
+        Output::open(options)?;
         Ok(())
     }
 
     pub fn deliver(self, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
-        let text = if self.settings.json {
+        let text = if self.options.json {
             &new.object
         } else {
             &new.secret
         };
         let text = text.expose().as_bytes();
-        let end: &[u8] = if self.settings.newline { b"\n" } else { b"" };
+        let end: &[u8] = if self.options.newline { b"\n" } else { b"" };
         let line = [text, end].concat();
         let delivered = match self.target {
             Target::Command(command) => command.run(text),
@@ -107,7 +99,7 @@ impl<'a> Output<'a> {
             Target::New(path) => create(&path, &line),
         };
         if let Err(error) = delivered {
-            let (name, why) = (self.settings.destination.name(), io_message(&error));
+            let (name, why) = (self.options.destination.name(), io_message(&error));
             let what = format!("the new secret was not delivered to {name}: {why}");
             return Err(Error::new(State::NotDelivered, what));
         }
@@ -123,9 +115,12 @@ fn open_stdout() -> io::Result<Target> {
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     let access = flags & libc::O_ACCMODE;
     // Rust replaces a closed stdout with /dev/null, open for reading, too.
-    let was_closed = access == libc::O_RDWR && is_same_file(&file, Path::new("/dev/null"));
-    if was_closed || access == libc::O_RDONLY {
-        return Err(io::Error::other("it is closed, or open for reading only"));
+    if access == libc::O_RDWR && is_same_file(&file, Path::new("/dev/null")) {
+        let why = "it is closed, or it is /dev/null opened read-write";
+        return Err(io::Error::other(why));
+    }
+    if access == libc::O_RDONLY {
+        return Err(io::Error::other("it is open read-only"));
     }
     reserve_room(&file, file.metadata()?.len())?;
     Ok(Target::Stdout(file))
@@ -141,6 +136,7 @@ fn open_file(path: &Path) -> io::Result<Target> {
     }
     match OpenOptions::new().write(true).open(path) {
         Ok(file) => {
+            fail_if_deleted(&file, path)?;
             reserve_room(&file, 0)?;
             Ok(Target::Existing(file, path.to_owned()))
         }
@@ -180,14 +176,12 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
 /// Returns the error of a full disk, a quota or a size limit. Any other is ignored: not every file
 /// system can reserve room, and the delivery will tell.
 fn fail_if_full(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) => match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                Err(error)
-            }
-            _ => Ok(()),
-        },
-        Ok(()) => Ok(()),
+    let Err(error) = result else {
+        return Ok(());
+    };
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -204,11 +198,24 @@ fn overwrite(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
             "the file was removed or replaced during the run",
         ));
     }
+    fail_if_deleted(file, path)
+}
+
+/// Fails for a file without a name: a bind-mounted file that was replaced on the host. Under /dev
+/// and /proc, files never had one.
+fn fail_if_deleted(file: &File, path: &Path) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let has_no_names = path.starts_with("/dev") || path.starts_with("/proc");
+    if metadata.is_file() && metadata.nlink() == 0 && !has_no_names {
+        return Err(io::Error::other(
+            "the file was deleted or replaced on the host that it is mounted from",
+        ));
+    }
     Ok(())
 }
 
-/// Writes all bytes, even to a pipe that another process has made non-blocking. A deferred signal
-/// interrupts the wait.
+/// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends
+/// the wait early, too, so a write may still say WouldBlock.
 fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         wait_writable(file.as_raw_fd(), -1);

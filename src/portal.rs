@@ -1,88 +1,90 @@
 //! The calls to a portal: what is sent, when it is sent again, and how the result reads in the log.
 
-use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
-use crate::address::{Proxy, Url, redirect_target};
+use crate::address::Proxy;
 use crate::call::Call;
 use crate::error::{Error, State, log};
 use crate::failure::Failure;
-use crate::http::{Http, Request};
+use crate::http::Http;
 use crate::reply::{self, NotDone, Reply, SignIn};
 use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
+use crate::settings::Options;
 use crate::signal;
-
-#[derive(Debug)]
-pub struct Settings {
-    pub client: String,
-    pub url: Url,
-    pub proxy: Option<Proxy>,
-    pub key: Secret,
-    pub cacert: Option<PathBuf>,
-    pub quiet: bool,
-}
+use crate::words::server_words;
 
 pub struct Portal<'a> {
-    settings: &'a Settings,
-    http: Http,
+    options: &'a Options,
+    http: Http<'a>,
     signature: Option<Secret>,
-    /// The status of a sign-in that gave no signature.
-    unsigned_status: Option<u16>,
+    /// What a sign-in that issued no signature said, as in `status 403: Forbidden`.
+    unsigned: Option<String>,
     new: Option<NewSecret>,
 }
 
 impl<'a> Portal<'a> {
-    pub fn new(settings: &'a Settings) -> Result<Portal<'a>, Error> {
-        let Settings {
-            url, proxy, cacert, ..
-        } = settings;
-        let http = Http::new(url, proxy.as_ref(), cacert.as_deref());
-        let http = http.map_err(Error::usage)?;
-        Ok(Portal {
-            settings,
-            http,
+    pub fn new(options: &'a Options) -> Portal<'a> {
+        Portal {
+            options,
+            http: Http::new(options),
             signature: None,
-            unsigned_status: None,
+            unsigned: None,
             new: None,
-        })
+        }
     }
 
     /// Turns the key into a signature, which later calls carry beside the key. A server without
     /// such a sign-in gets the key alone.
     pub fn sign_in(&mut self) -> Result<(), Error> {
-        match self.call(Call::SignIn, reply::sign_in)? {
+        let Options { key, mode, .. } = self.options;
+        let read = |reply: &Reply| reply::sign_in(reply, key.is_api_key(), *mode);
+        match self.call(Call::SignIn, read)? {
             SignIn::Signature(signature) => self.signature = Some(signature),
-            SignIn::Unsupported(status) => {
-                self.unsigned_status = Some(status);
-                self.log("The portal gave no signature: continuing with the key alone.");
+            SignIn::Unsigned {
+                status,
+                words,
+                cause,
+            } => {
+                let mut why = vec![format!("status {status}")];
+                why.extend(self.words(Call::SignIn, &words));
+                why.extend(cause.map(|cause| self.redact_known(&cause)));
+                let why = why.join(": ");
+                self.log(&format!(
+                    "The portal issued no signature ({why}): continuing with the key alone."
+                ));
+                self.unsigned = Some(why);
             }
         }
         Ok(())
     }
 
-    /// Waits out an outage. Any definite answer will do: if the id or the role is wrong, the PATCH
-    /// says why.
-    pub fn wait_until_ready(&mut self) -> Result<(), Error> {
+    /// Waits out an outage. Nearly any definite answer will do: if the id or the role is wrong, the
+    /// PATCH says why.
+    pub fn wait_until_ready(&self) -> Result<(), Error> {
         self.call(Call::Probe, reply::ready)?;
         Ok(())
     }
 
-    /// Checks that the client is there, and says when the key expires.
-    pub fn check(&mut self) -> Result<(), Error> {
-        let is_signed = self.unsigned_status.is_none();
-        let read = |reply: &Reply| reply::client_exists(reply, is_signed);
+    /// Checks that the client exists, and says when the key expires.
+    pub fn check(&self) -> Result<(), Error> {
+        let read = |reply: &Reply| reply::client_exists(reply, self.is_signed());
         self.call(Call::Probe, read)?;
         // The rest is extra: nothing changes the status any more.
         signal::finish();
-        let Settings {
+        let Options {
             client, url, key, ..
-        } = self.settings;
+        } = self.options;
         let key = if key.is_api_key() {
             "API key"
         } else {
             "bearer token"
         };
-        let signed_in = if is_signed { "signed in" } else { "no sign-in" };
+        let signed_in = if self.is_signed() {
+            "signed in"
+        } else {
+            "no sign-in"
+        };
         self.log(&format!(
             "Ready: {} knows client {client} ({key}, {signed_in}).",
             url.text
@@ -96,136 +98,139 @@ impl<'a> Portal<'a> {
     }
 
     pub fn regenerate(&mut self) -> Result<&NewSecret, Error> {
-        let new = self.call(Call::Regenerate, reply::regenerated)?;
+        let read = |reply: &Reply| reply::regenerated(reply, self.is_signed());
+        let new = self.call(Call::Regenerate, read)?;
         self.log("Client secret has been regenerated.");
         Ok(self.new.insert(new))
     }
 
-    pub fn revoke(&mut self) -> Result<(), Error> {
-        self.call(Call::Revoke, reply::revoked)?;
+    pub fn revoke(&self) -> Result<(), Error> {
+        self.call(Call::Revoke, |reply| {
+            reply::revoked(reply, self.is_signed())
+        })?;
         self.log(&format!(
             "Client consent revoked for client {}.",
-            self.settings.client
+            self.options.client
         ));
         Ok(())
     }
 
     /// Checks that the new secret is live. After two runs at once, that of the faster one is dead.
-    pub fn verify(&mut self) -> Result<(), Error> {
-        if !self.call(Call::Introspect, reply::is_live)? {
-            let what = format!(
-                "{} rejects the new secret: another run or a late PATCH has replaced it",
-                self.peer()
-            );
-            return Err(Error::new(State::NotVerified, what));
+    pub fn verify(&self) -> Result<(), Error> {
+        // A portal may need some seconds to know the secret. It is asked 5 times in 10 s: its limit
+        // is 10 times a minute (read in its source), and a second run has to fit.
+        for seconds in [1, 2, 3, 4, 0] {
+            if self.call(Call::Introspect, reply::is_live)? {
+                self.log("The new secret is live.");
+                return Ok(());
+            }
+            let wait = Duration::from_secs(seconds);
+            if wait >= signal::time_left() {
+                break;
+            }
+            thread::sleep(wait);
+            signal::grant_time();
         }
-        self.log("The new secret is live.");
-        Ok(())
+        let what = format!(
+            "{} rejects the new secret: another run or a late PATCH has replaced it, \
+             or the app is disabled",
+            &self.options.url.shown
+        );
+        Err(Error::new(State::NotVerified, what))
     }
 
     /// Makes a call, and repeats it while that is safe and there is time. Returns what `read` makes
-    /// of the reply.
-    fn call<T>(
-        &mut self,
-        call: Call,
-        read: impl Fn(&Reply) -> Result<T, NotDone>,
-    ) -> Result<T, Error> {
+    /// of the reply. docs/protocol.md has the whole rule: 'When a call is repeated'.
+    fn call<T>(&self, call: Call, read: impl Fn(&Reply) -> Result<T, NotDone>) -> Result<T, Error> {
         let mut attempt = 0;
         loop {
             let result = self.send(call);
-            match reply::evaluate(call, &result, &read) {
+            let not_done = match reply::evaluate(call, &result, &read) {
                 Ok(value) => {
                     self.log(&self.summarize(call, &result));
                     return Ok(value);
                 }
-                Err(not_done) => self.wait_or_fail(call, attempt, &result, not_done)?,
+                Err(not_done) => not_done,
+            };
+            let may_repeat = match not_done {
+                NotDone::Busy(_) => true,
+                NotDone::Unclear(_) => call.is_idempotent(),
+                NotDone::Refused(_) => false,
+            };
+            if may_repeat && !call.is_idempotent() {
+                // The portal says that the PATCH did nothing. A deferred signal ends the run here.
+                signal::enter(State::Unreached);
             }
-            attempt += 1;
-            signal::grant_time();
+            let wait = reply::wait(attempt, &result);
+            let is_in_time = wait < signal::time_left();
+            if may_repeat && is_in_time {
+                self.log_retry(call, attempt, &result, wait);
+                thread::sleep(wait);
+                attempt += 1;
+                signal::grant_time();
+                continue;
+            }
+            let mut error = self.error(call, &result, not_done);
+            if may_repeat {
+                let deadline_note =
+                    format!(", and the next attempt in {wait:?} would exceed the time limit");
+                error.what += &deadline_note;
+            }
+            return Err(error);
         }
     }
 
-    /// Waits before the next attempt. If there is none, the error says why.
-    fn wait_or_fail(
-        &self,
-        call: Call,
-        attempt: u32,
-        result: &Result<Reply, Failure>,
-        not_done: NotDone,
-    ) -> Result<(), Error> {
-        if let NotDone::Busy(_) = not_done
-            && signal::state() == State::Unknown
+    /// The line of the first retry shows the server's words.
+    fn log_retry(&self, call: Call, attempt: u32, result: &Result<Reply, Failure>, wait: Duration) {
+        let mut summary = self.summarize(call, result);
+        if attempt == 0
+            && let Ok(reply) = result
         {
-            // The PATCH did nothing, so a deferred signal ends the run here.
-            signal::enter(State::Unreached);
+            summary += &self.words_in_parentheses(call, reply);
         }
-        let may_repeat = match not_done {
-            NotDone::Busy(_) => true,
-            NotDone::Unclear(_) => call.is_idempotent(),
-            NotDone::Refused(_) => false,
-        };
-        let wait = reply::wait(attempt, result.as_ref().ok());
-        if may_repeat && wait < signal::time_left() {
-            let summary = self.summarize(call, result);
-            self.log(&format!("{summary}, trying again in {wait:?}"));
-            thread::sleep(wait);
-            return Ok(());
-        }
+        self.log(&format!("{summary}, trying again in {wait:?}"));
+    }
+
+    /// Returns the error of a call that failed for good.
+    fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: NotDone) -> Error {
         if result.is_ok() {
             self.log(&self.summarize(call, result));
         }
-        let (NotDone::Busy(reason) | NotDone::Unclear(reason) | NotDone::Refused(reason)) =
-            &not_done;
-        let mut what = self.describe(call, result, reason.as_deref());
-        if may_repeat {
-            what += &format!(", and the next attempt in {wait:?} would exceed the time limit");
-        }
-        Err(Error::new(self.final_state(&not_done), what))
-    }
-
-    /// Returns the state after a call that failed for good.
-    fn final_state(&self, not_done: &NotDone) -> State {
-        match (signal::state(), not_done) {
+        let state = match (signal::state(), &not_done) {
             // Without a new secret, a refusal proves that the PATCH did nothing.
             (State::Unreached | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
-        }
+        };
+        let (NotDone::Busy(cause) | NotDone::Unclear(cause) | NotDone::Refused(cause)) = not_done;
+        Error::new(state, self.describe(call, result, cause.as_deref()))
     }
 
     /// Makes one attempt.
     fn send(&self, call: Call) -> Result<Reply, Failure> {
         signal::doing(format!("during {} at {}", call.name(), self.peer()));
-        let Settings { client, key, .. } = self.settings;
-        let mut request = Request {
-            call,
-            path: call.path(client),
-            headers: vec![],
-            form: None,
-        };
+        let Options { client, key, .. } = self.options;
         if let (Call::Introspect, Some(new)) = (call, &self.new) {
             // It authenticates with the new secret alone. The token can be any text.
-            request.form = Some(vec![
+            let form = vec![
                 ("client_id", client.clone()),
                 ("client_secret", new.secret.expose().to_owned()),
                 ("token", "docspace-rotate".to_owned()),
-            ]);
-            return self.http.send(&request);
+            ];
+            return self.http.send(call, vec![], form);
         }
-        let bearer = format!("Bearer {}", key.expose());
-        request.headers.push(("authorization", bearer));
+        let mut headers = vec![("authorization", format!("Bearer {}", key.expose()))];
         if call.is_signed()
             && let Some(signature) = &self.signature
         {
-            let signature = signature.expose().to_owned();
-            request.headers.push(("x-signature", signature));
+            headers.push(("x-signature", signature.expose().to_owned()));
         }
-        self.http.send(&request)
+        self.http.send(call, headers, vec![])
     }
 
     /// Returns the portal's host, and the proxy on the way to it.
     fn peer(&self) -> String {
-        let host = &self.settings.url.host;
-        match &self.settings.proxy {
+        let host = &self.options.url.host;
+        match &self.options.proxy {
             Some(Proxy {
                 address, variable, ..
             }) => {
@@ -235,6 +240,7 @@ impl<'a> Portal<'a> {
         }
     }
 
+    /// Says what the result of a call was, for the log.
     fn summarize(&self, call: Call, result: &Result<Reply, Failure>) -> String {
         match result {
             Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
@@ -243,68 +249,73 @@ impl<'a> Portal<'a> {
     }
 
     /// Says what the result of a call was, in one sentence that contains no secret.
-    fn describe(
-        &self,
-        call: Call,
-        result: &Result<Reply, Failure>,
-        reason: Option<&str>,
-    ) -> String {
+    fn describe(&self, call: Call, result: &Result<Reply, Failure>, cause: Option<&str>) -> String {
         let (peer, name) = (self.peer(), call.name());
         let mut what = match result {
-            Ok(reply) => format!("{peer} answered {name} with status {}", reply.status),
-            Err(failure) if failure.sent => format!("{peer} gave no valid answer to {name}"),
-            Err(_) => format!("{peer} could not be reached for {name}"),
+            Ok(reply) => {
+                let peer = &self.options.url.shown;
+                let words = self.words_in_parentheses(call, reply);
+                format!("{peer} answered {name} with status {}{words}", reply.status)
+            }
+            Err(failure) if failure.may_have_been_sent => {
+                format!("{peer} gave no valid answer to {name}")
+            }
+            Err(failure) => format!("{peer}{} could not be reached for {name}", failure.tried),
         };
-        if let Ok(reply) = result
-            && reply.status >= 300
-        {
-            what += &self.server_words(call, reply);
-        }
-        if let Some(reason) = reason {
-            what += &format!(": {}", self.redact(call, reason));
+        if let Some(cause) = cause {
+            what += &format!(": {}", self.redact_known(cause));
         }
         if let Ok(reply) = result
             && reply.status >= 300
             && call.is_signed()
-            && let Some(status) = self.unsigned_status
+            && let Some(why) = &self.unsigned
+            // Not if the same cause is already in the line.
+            && !cause.is_some_and(|cause| why.ends_with(cause))
         {
-            let why = match status {
-                403 => ": the key may lack the global scopes",
-                _ => "",
-            };
-            what += &format!(", and [GET token] gave no signature (status {status}{why})");
+            what += &format!(", and [GET token] issued no signature ({why})");
         }
         what
     }
 
-    /// Returns what a refusal says, where it redirects to and in the server's words.
-    fn server_words(&self, call: Call, reply: &Reply) -> String {
-        let mut said = String::new();
-        if (300..400).contains(&reply.status) && !reply.location.is_empty() {
-            let target = self.redact(call, &redirect_target(&reply.location));
-            said += &format!(" and redirects to {target}: set --url to the portal's own address");
+    /// Returns what a reply says in the server's words, as in ` (Forbidden: Access denied)`.
+    fn words_in_parentheses(&self, call: Call, reply: &Reply) -> String {
+        match self.words(call, &server_words(reply)) {
+            Some(words) => format!(" ({words})"),
+            None => String::new(),
         }
-        let words = reply::server_words(reply);
-        let words: Vec<_> = words.iter().map(|text| self.redact(call, text)).collect();
-        if !words.is_empty() {
-            said += &format!(" ({})", shorten(words.join(": ")));
-        }
-        said
     }
 
-    /// Makes a text from outside fit for a log.
+    /// Makes a server's words fit for a log, as one text.
+    fn words(&self, call: Call, texts: &[String]) -> Option<String> {
+        if texts.is_empty() {
+            return None;
+        }
+        let words: Vec<String> = texts.iter().map(|text| self.redact(call, text)).collect();
+        Some(shorten(words.join(": ")))
+    }
+
+    /// Makes a server's text fit for a log.
     fn redact(&self, call: Call, text: &str) -> String {
-        if call.returns_secret() && looks_like_secret(text, &self.settings.client) {
+        if call.returns_secret() && looks_like_secret(text, &self.options.client) {
             return HIDDEN.to_owned();
         }
-        let mut secrets = vec![&self.settings.key];
+        self.redact_known(text)
+    }
+
+    /// Makes a text from outside fit for a log that can only contain secrets that the run knows.
+    fn redact_known(&self, text: &str) -> String {
+        let mut secrets = vec![&self.options.key];
         secrets.extend(&self.signature);
         secrets.extend(self.new.iter().map(|new| &new.secret));
         redact(text, &secrets)
     }
 
+    fn is_signed(&self) -> bool {
+        self.signature.is_some()
+    }
+
     fn log(&self, line: &str) {
-        if !self.settings.quiet {
+        if !self.options.quiet {
             log(line);
         }
     }

@@ -1,18 +1,47 @@
-//! The settings of a run, from the arguments and the environment.
+//! The settings of a run, from the args and the environment.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::address::{Proxy, Url, is_loopback};
-use crate::cli::Arguments;
+use crate::cli::{Arguments, Mode};
 use crate::error::{Error, io_message};
-use crate::output::{self, Destination};
-use crate::portal;
-use crate::rotate::{Mode, Options};
-use crate::secret::{MAX_KEY, Secret, escape};
+use crate::output::Destination;
+use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, shorten, trim};
 use crate::signal;
+
+/// The longest files, in bytes: the longest key with some whitespace, and ten times the CAs of a
+/// Linux distribution.
+const MAX_FILE: u64 = MAX_KEY as u64 + 64;
+const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
+
+/// Everything that a run needs to know.
+#[derive(Debug)]
+pub struct Options {
+    pub mode: Mode,
+    pub verify: bool,
+    pub client: String,
+    pub url: Url,
+    pub proxy: Option<Proxy>,
+    pub key: Secret,
+    pub ca_file: Option<CaFile>,
+    pub destination: Destination,
+    pub newline: bool,
+    pub json: bool,
+    pub quiet: bool,
+}
+
+/// The CA certificates that replace the built-in ones.
+#[derive(Debug)]
+pub struct CaFile {
+    /// Its path and its source, as in `ca.pem (from --cacert)`.
+    pub name: String,
+    pub certificates: Vec<Certificate<'static>>,
+}
 
 /// The environment. An empty variable counts as unset.
 struct Env<'a>(&'a dyn Fn(&str) -> Option<OsString>);
@@ -28,117 +57,100 @@ impl Env<'_> {
         &self,
         variable: &'static str,
         file_variable: &'static str,
-    ) -> Result<Option<(&'static str, Vec<u8>)>, Error> {
+        missing: &str,
+    ) -> Result<(&'static str, Vec<u8>), Error> {
         match (self.get(variable), self.get(file_variable)) {
-            (None, None) => Ok(None),
-            (Some(value), None) => Ok(Some((variable, value.into_encoded_bytes()))),
-            (None, Some(path)) => match read_file(&path, file_variable) {
-                Ok(text) => Ok(Some((file_variable, text))),
-                // The path is not shown: it could be the key.
-                Err(error) => Err(Error::usage(format!(
-                    "{file_variable}: cannot read the file: {}",
-                    io_message(&error)
-                ))),
-            },
-            (Some(_), Some(_)) => Err(Error::usage(format!(
+            (Some(value), None) => Ok((variable, value.into_encoded_bytes())),
+            (None, Some(path)) => {
+                let what = format!("the file in {file_variable}");
+                let text = read_file(&path, &what, MAX_FILE).or_else(|error| {
+                    let (path, why) = (path_to_show(&path), io_message(&error));
+                    Error::usage(format!("{file_variable}: cannot read {path}: {why}"))
+                })?;
+                Ok((file_variable, text))
+            }
+            (Some(_), Some(_)) => Error::usage(format!(
                 "{variable} and {file_variable} are both set: unset one of them"
-            ))),
+            )),
+            (None, None) => Error::usage(format!(
+                "{missing} {variable}, or {file_variable} to the path of a file that contains it"
+            )),
         }
     }
 }
 
-fn read_file(path: &OsStr, file_variable: &str) -> io::Result<Vec<u8>> {
-    signal::doing(format!("while reading the file in {file_variable}"));
-    // The longest key and some white space. Anything longer (/dev/zero) is refused, not read to its
-    // end.
-    let mut file = File::open(path)?.take(MAX_KEY as u64 + 64);
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
+fn read_file(path: &OsStr, what: &str, limit: u64) -> io::Result<Vec<u8>> {
+    signal::doing(format!("while reading {what}"));
+    let mut text = vec![];
+    // Anything longer (/dev/zero) is not read to its end.
+    File::open(path)?.take(limit).read_to_end(&mut text)?;
     Ok(text)
 }
 
+/// Returns the path of a file, unless it could be the key: a key has no slash.
+fn path_to_show(path: &OsStr) -> String {
+    let shown = escape(path);
+    let may_be_key = shown.to_ascii_lowercase().contains("sk-") || looks_like_secret(&shown, "");
+    if may_be_key || !shown.contains('/') {
+        return "the file".to_owned();
+    }
+    shorten(shown)
+}
+
 /// Reads and checks all settings.
-pub fn read(
-    arguments: Arguments,
-    env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Options, Error> {
+pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
     let env = Env(&env);
     let key = read_key(&env)?;
-    let client = read_client(arguments.client, &env)?;
-    let (url, url_name) = read_url(arguments.url, &env)?;
-    let proxy = Proxy::choose(&url, |name| {
-        Some(env.get(name)?.to_string_lossy().into_owned())
-    })?;
-    let is_local =
-        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
-    if !url.https && !is_local && !arguments.allow_http {
-        return Err(Error::usage(format!(
-            "{url_name}: http:// would send the key unencrypted: \
-             use https://, or give --allow-http"
-        )));
-    }
-    let output = output::Settings {
-        destination: destination(arguments.output, arguments.command),
-        newline: !arguments.no_newline,
-        json: arguments.json,
-        env: vec![
-            ("DOCSPACE_CLIENT_ID", client.clone()),
-            ("DOCSPACE_BASE_URL", url.text.clone()),
-        ],
-    };
-    let cacert = arguments
-        .cacert
-        .or_else(|| env.get("SSL_CERT_FILE").map(PathBuf::from));
-    let portal = portal::Settings {
+    let client = read_client(args.client, &env)?;
+    let (url, proxy) = read_route(args.url, args.allow_http, &env)?;
+    let mut options = Options {
+        mode: match args.only {
+            Some(step) => step,
+            None if args.check => Mode::Check,
+            None => Mode::All,
+        },
+        verify: args.verify,
         client,
         url,
         proxy,
         key,
-        cacert,
-        quiet: arguments.quiet,
+        ca_file: None,
+        destination: destination(args.output, args.command),
+        newline: !args.no_newline,
+        json: args.json,
+        quiet: args.quiet,
     };
-    refuse_key_elsewhere(&portal, &output)?;
-    let mode = match arguments.only {
-        Some(step) => step,
-        None if arguments.check => Mode::Check,
-        None => Mode::All,
+    let ca_source = match args.cacert {
+        Some(_) => "--cacert",
+        None => "SSL_CERT_FILE",
     };
-    Ok(Options {
-        mode,
-        verify: arguments.verify,
-        portal,
-        output,
-    })
+    let ca_path = args.cacert.or(env.get("SSL_CERT_FILE").map(PathBuf::from));
+    refuse_key_elsewhere(&options, ca_path.as_deref())?;
+    if let Some(path) = ca_path {
+        options.ca_file = Some(read_ca_file(&path, ca_source)?);
+    }
+    Ok(options)
 }
 
 fn read_key(env: &Env) -> Result<Secret, Error> {
-    let Some((name, text)) = env.get_or_read("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE")? else {
-        return Err(Error::usage(
-            "no API key: set DOCSPACE_API_KEY, \
-             or DOCSPACE_API_KEY_FILE to the path of a file that contains it",
-        ));
-    };
-    Secret::key(&text).map_err(|why| Error::usage(format!("{name} {why}")))
+    let missing = "no API key: set";
+    let (name, text) = env.get_or_read("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", missing)?;
+    Secret::key(&text).or_else(|why| Error::usage(format!("{name} {why}")))
 }
 
 fn read_client(argument: Option<OsString>, env: &Env) -> Result<String, Error> {
-    let found = match argument {
-        Some(client) => Some(("CLIENT_ID", client.into_encoded_bytes())),
-        None => env.get_or_read("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE")?,
+    let missing = "no client id: give CLIENT_ID, or set";
+    let (name, text) = match argument {
+        Some(client) => ("CLIENT_ID", client.into_encoded_bytes()),
+        None => env.get_or_read("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE", missing)?,
     };
-    let Some((name, text)) = found else {
-        return Err(Error::usage(
-            "no client id: give CLIENT_ID, or set DOCSPACE_CLIENT_ID, \
-             or DOCSPACE_CLIENT_ID_FILE to the path of a file that contains it",
-        ));
-    };
-    client_id(&text).map_err(|why| Error::usage(format!("{name} {why}")))
+    client_id(&text).or_else(|why| Error::usage(format!("{name} {why}")))
 }
 
-/// Accepts a client's id with white space around it: 1 to 128 characters that need no escaping in a
+/// Accepts a client's id with whitespace around it: 1 to 128 characters that need no escaping in a
 /// path or a log.
 fn client_id(text: &[u8]) -> Result<String, &'static str> {
-    let id = String::from_utf8_lossy(text.trim_ascii());
+    let id = String::from_utf8_lossy(trim(text));
     if id.to_ascii_lowercase().starts_with("sk-") {
         return Err("contains an API key: put it only in DOCSPACE_API_KEY");
     }
@@ -157,14 +169,32 @@ fn read_url(argument: Option<OsString>, env: &Env) -> Result<(Url, &'static str)
     } else if let Some(url) = env.get("DOCSPACE_BASE_URL") {
         ("DOCSPACE_BASE_URL", url)
     } else {
-        return Err(Error::usage(
-            "no address of the portal: give --url, or set DOCSPACE_BASE_URL",
-        ));
+        return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
     };
     match Url::parse(&text.to_string_lossy()) {
         Ok(url) => Ok((url, name)),
-        Err(why) => Err(Error::usage(format!("{name}: {why}"))),
+        Err(why) => Error::usage(format!("{name}: {why}")),
     }
+}
+
+/// Returns the portal's address, and the proxy on the way to it.
+fn read_route(
+    argument: Option<OsString>,
+    allow_http: bool,
+    env: &Env,
+) -> Result<(Url, Option<Proxy>), Error> {
+    let (url, name) = read_url(argument, env)?;
+    let proxy = Proxy::choose(&url, |variable| {
+        Some(env.get(variable)?.to_string_lossy().into_owned())
+    })?;
+    let is_local =
+        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
+    if !url.https && !is_local && !allow_http {
+        return Error::usage(format!(
+            "{name}: http:// would send the key unencrypted: use https://, or give --allow-http"
+        ));
+    }
+    Ok((url, proxy))
 }
 
 fn destination(output: Option<PathBuf>, command: Option<Vec<OsString>>) -> Destination {
@@ -179,27 +209,60 @@ fn destination(output: Option<PathBuf>, command: Option<Vec<OsString>>) -> Desti
     }
 }
 
+fn read_ca_file(path: &Path, source: &str) -> Result<CaFile, Error> {
+    let name = format!("{} (from {source})", shorten(escape(path.as_os_str())));
+    let pem = match read_file(path.as_os_str(), "the CA file", MAX_CA_FILE) {
+        Ok(pem) => pem,
+        Err(error) => {
+            let why = io_message(&error);
+            return Error::usage(format!("cannot read the CA file {name}: {why}"));
+        }
+    };
+    let mut certificates = vec![];
+    for item in parse_pem(trim(&pem)) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
+            Ok(_) => {}
+            Err(_) => {
+                let what = "a malformed certificate (check BEGIN, END and base64)";
+                return Error::usage(format!("the CA file {name} contains {what}"));
+            }
+        }
+    }
+    if certificates.is_empty() {
+        return Error::usage(format!(
+            "the CA file {name} contains no certificate in PEM format"
+        ));
+    }
+    Ok(CaFile { name, certificates })
+}
+
 /// Refuses a setting that contains the key, and so could show it in a message. Case does not
 /// matter.
-fn refuse_key_elsewhere(portal: &portal::Settings, output: &output::Settings) -> Result<(), Error> {
-    let key = portal.key.expose().to_ascii_lowercase();
+fn refuse_key_elsewhere(options: &Options, ca_path: Option<&Path>) -> Result<(), Error> {
+    let key = options.key.expose().to_ascii_lowercase();
     // A shorter one could be part of any setting by chance.
     if key.len() < 16 {
         return Ok(());
     }
-    let proxy = portal.proxy.as_ref().map(|proxy| proxy.address.clone());
-    let ca_file = portal.cacert.as_ref().map(|file| escape(file.as_os_str()));
+    let proxy = match &options.proxy {
+        Some(proxy) => proxy.address.as_str(),
+        None => "",
+    };
     for (name, text) in [
-        ("CLIENT_ID", portal.client.clone()),
-        ("--url", portal.url.text.clone()),
-        ("the proxy's address", proxy.unwrap_or_default()),
-        ("--output or COMMAND", output.destination.name()),
-        ("--cacert", ca_file.unwrap_or_default()),
+        ("CLIENT_ID", options.client.as_str()),
+        ("--url", &options.url.text),
+        ("the proxy's address", proxy),
+        ("--output or COMMAND", &options.destination.name()),
+        (
+            "the CA file",
+            &escape(ca_path.unwrap_or(Path::new("")).as_os_str()),
+        ),
     ] {
         if text.to_ascii_lowercase().contains(&key) {
-            return Err(Error::usage(format!(
+            return Error::usage(format!(
                 "{name} contains the API key: put it only in DOCSPACE_API_KEY"
-            )));
+            ));
         }
     }
     Ok(())
@@ -237,20 +300,14 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let Options {
-            mode,
-            verify,
-            portal,
-            output,
-        } = options(&["client-1"], &[]);
-        assert_eq!((mode, verify), (Mode::All, false));
-        assert_eq!(
-            (portal.client.as_str(), portal.url.text.as_str()),
-            ("client-1", "https://portal.example")
-        );
-        assert_eq!(portal.key.expose(), "sk-hush");
-        assert!(portal.proxy.is_none() && portal.cacert.is_none() && !portal.quiet);
-        assert!(output.destination == Destination::Stdout && output.newline && !output.json);
+        let found = options(&["client-1"], &[]);
+        assert_eq!(found.mode, Mode::All);
+        assert_eq!(found.client, "client-1");
+        assert_eq!(found.url.text, "https://portal.example");
+        assert_eq!(found.key.expose(), "sk-hush");
+        assert_eq!(found.destination, Destination::Stdout);
+        assert!(found.proxy.is_none() && found.ca_file.is_none());
+        assert!(found.newline && !found.verify && !found.json && !found.quiet);
         let Ok(Action::Rotate(arguments)) = parse(["id".into()]) else {
             panic!("no run")
         };
@@ -268,32 +325,19 @@ mod tests {
             "-q",
             "-oout",
             "-n",
-            "--cacert=ca.pem",
             "id",
         ];
-        let Options {
-            mode,
-            verify,
-            portal,
-            output,
-        } = options(&args, &[]);
-        assert_eq!((mode, verify), (Mode::Regenerate, true));
-        assert_eq!(output.destination, Destination::File("out".into()));
-        assert!(
-            output.json
-                && !output.newline
-                && portal.quiet
-                && portal.cacert == Some("ca.pem".into())
-        );
+        let found = options(&args, &[]);
+        assert_eq!(found.mode, Mode::Regenerate);
+        assert_eq!(found.destination, Destination::File("out".into()));
+        assert!(found.verify && found.json && !found.newline && found.quiet);
         assert_eq!(options(&["x", "--only=revoke"], &[]).mode, Mode::Revoke);
         assert_eq!(options(&["x", "--check", "-o", "f"], &[]).mode, Mode::Check);
         assert_eq!(
-            options(&["x", "-o", "-"], &[]).output.destination,
+            options(&["x", "-o", "-"], &[]).destination,
             Destination::Stdout
         );
-        let command = options(&["x", "--", "store", "-x", "--"], &[])
-            .output
-            .destination;
+        let command = options(&["x", "--", "store", "-x", "--"], &[]).destination;
         assert_eq!(
             command,
             Destination::Command("store".into(), vec!["-x".into(), "--".into()])
@@ -314,31 +358,28 @@ mod tests {
 
     #[test]
     fn an_argument_overrides_its_variable() {
-        let env = [
-            ("DOCSPACE_CLIENT_ID", "from-env"),
-            ("SSL_CERT_FILE", "env.pem"),
-        ];
-        let portal = options(&[], &env).portal;
-        assert_eq!(
-            (portal.client.as_str(), portal.cacert),
-            ("from-env", Some("env.pem".into()))
-        );
-        // Even if the variable is unusable.
+        let env = [("DOCSPACE_CLIENT_ID", "from-env")];
+        assert_eq!(options(&[], &env).client, "from-env");
+        // Even if the variable is not valid.
         let env = [
             ("DOCSPACE_CLIENT_ID", "/"),
             ("DOCSPACE_BASE_URL", "?"),
-            ("SSL_CERT_FILE", "env.pem"),
+            ("SSL_CERT_FILE", "missing-variable.pem"),
         ];
-        let portal = options(
-            &[" arg\n", "-u", "https://arg.example", "--cacert=arg.pem"],
-            &env,
-        )
-        .portal;
-        assert_eq!(
-            (portal.client.as_str(), portal.url.host.as_str()),
-            ("arg", "arg.example")
-        );
-        assert_eq!(portal.cacert, Some("arg.pem".into()));
+        let args = [" arg\n", "-u", "https://arg.example"];
+        let no_ca = [("SSL_CERT_FILE", "")];
+        let found = options(&args, &[&env[..], &no_ca].concat());
+        assert_eq!(found.client, "arg");
+        assert_eq!(found.url.host, "arg.example");
+        // The error names the CA file and its source.
+        for (more, named) in [
+            (&["--cacert=missing.pem"][..], "missing.pem (from --cacert)"),
+            (&[], "missing-variable.pem (from SSL_CERT_FILE)"),
+        ] {
+            let error = options_with(&[&args, more].concat(), &env).expect_err(named);
+            let error = error.to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]
@@ -380,8 +421,8 @@ mod tests {
             (&["id", "--output", key], ("", ""), "--output or COMMAND"),
             (&["id", "--output", &upper], ("", ""), "--output or COMMAND"),
             (&["id", "--", key], ("", ""), "--output or COMMAND"),
-            (&["id", "--cacert", key], ("", ""), "--cacert"),
-            (&["id"], ("SSL_CERT_FILE", key), "--cacert"),
+            (&["id", "--cacert", key], ("", ""), "the CA file"),
+            (&["id"], ("SSL_CERT_FILE", key), "the CA file"),
             (&["id"], ("HTTPS_PROXY", key), "the proxy's address"),
             (&["id"], ("DOCSPACE_CLIENT_ID_FILE", key), ""),
         ] {
@@ -428,6 +469,116 @@ mod tests {
             &"x".repeat(129),
         ] {
             assert!(client_id(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    /// Returns the error of a run with these settings.
+    fn error_with(args: &[&str], env: &[(&str, &str)]) -> String {
+        let error = options_with(args, env).expect_err("a bad setting");
+        let line = error.to_string();
+        let end = "; nothing was sent; see --help";
+        line.strip_suffix(end)
+            .unwrap_or_else(|| panic!("{line}"))
+            .to_owned()
+    }
+
+    #[test]
+    fn bad_keys() {
+        let start = "DOCSPACE_API_KEY is not a valid API key: expected 1 to 8,000 printable ASCII \
+                     characters without spaces or quotes";
+        let too_long = "k".repeat(8001);
+        for (name, key, rest) in [
+            ("whitespace", " \n", ", not 0"),
+            ("a byte order mark alone", "\u{feff}", ", not 0"),
+            ("UTF-16", "s\0k\0", " (byte 2 is 0x00)"),
+            ("two lines", "sk-hush\nsk-hush", " (byte 8 is 0x0A)"),
+            ("quotes", "\"sk-hush\"", " (byte 1 is 0x22)"),
+            (
+                "a zero-width space",
+                " sk-\u{200b}hush",
+                " (byte 5 is 0xE2)",
+            ),
+            ("a mark counts", "\u{feff}sk hush", " (byte 6 is 0x20)"),
+            ("too long", &too_long, ", not 8001"),
+        ] {
+            let found = error_with(&["id"], &[("DOCSPACE_API_KEY", key)]);
+            assert_eq!(found, format!("{start}{rest}"), "{name}");
+        }
+        let with_mark = options(&["id"], &[("DOCSPACE_API_KEY", "\u{feff} sk-hush\r\n")]);
+        assert_eq!(with_mark.key.expose(), "sk-hush");
+    }
+
+    #[test]
+    fn bad_key_files() {
+        let both = "DOCSPACE_API_KEY and DOCSPACE_API_KEY_FILE are both set: unset one of them";
+        assert_eq!(error_with(&["id"], &[("DOCSPACE_API_KEY_FILE", "x")]), both);
+        for (name, path, shown) in [
+            ("a path", "/missing/key", "/missing/key"),
+            ("a specifier", "%d/key", "%d/key"),
+            ("a name", "missing", "the file"),
+            ("a key", "/x/SK-hush", "the file"),
+            (
+                "a possible secret",
+                "/LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
+                "the file",
+            ),
+        ] {
+            let env = [("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", path)];
+            let why = "No such file or directory";
+            let expected = format!("DOCSPACE_API_KEY_FILE: cannot read {shown}: {why}");
+            assert_eq!(error_with(&["id"], &env), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn bad_addresses() {
+        for (address, why) in [
+            (
+                "\"https://p.example\"",
+                "the address is in quotes: remove them",
+            ),
+            (
+                "https://pörtal.example",
+                "the address is not ASCII: write the host as xn--... (Punycode)",
+            ),
+            ("https://p.example:x", "the host or the port is not valid"),
+            (
+                "https://p\u{1}.example",
+                "write the address as https://host[:port][/path]",
+            ),
+            (
+                "p.example",
+                "the address must begin with https:// (or http://)",
+            ),
+        ] {
+            let found = error_with(&["id", "-u", address], &[]);
+            assert_eq!(found, format!("--url: {why}"), "{address}");
+        }
+    }
+
+    #[test]
+    fn bad_proxies() {
+        let why = "HTTPS_PROXY is not a valid proxy: write [scheme://][user:password@]host[:port], \
+                   with http, https, socks4 or socks5 as the scheme and special characters as %XX";
+        for proxy in [
+            "http://user:12345?hush@proxy:1",
+            "http://user:12345#hush@proxy:1",
+            "http://user:hush/12345@proxy:1",
+            "http://wpad/wpad.dat",
+            "proxy:3128/pac",
+            "\"proxy:3128\"",
+            "ftp://proxy",
+            "proxy:",
+        ] {
+            assert_eq!(
+                error_with(&["id"], &[("HTTPS_PROXY", proxy)]),
+                why,
+                "{proxy}"
+            );
+        }
+        for proxy in ["proxy:3128", "proxy:3128/", "http://user:a%40b@proxy:3128"] {
+            let found = options(&["id"], &[("HTTPS_PROXY", proxy)]).proxy;
+            assert_eq!(found.expect(proxy).address, "proxy:3128");
         }
     }
 }

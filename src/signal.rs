@@ -1,4 +1,4 @@
-//! What ends a run early: SIGHUP, SIGINT, SIGTERM, and the time limit (SIGALRM).
+//! What ends a run early: SIGHUP, SIGINT, SIGQUIT, SIGTERM, and the time limit (SIGALRM).
 //!
 //! One handler serves them all. It knows the run from [`RUN`], which is locked only while signals
 //! are blocked: so the handler never finds it locked, or half changed.
@@ -11,7 +11,7 @@ use std::{mem, ptr};
 
 use crate::error::{State, wait_writable};
 
-/// What has begun gets at least this long.
+/// From the PATCH on, what has begun gets at least this long.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What a PATCH still gets after the first signal. Docker kills 10 s after its SIGTERM.
@@ -22,7 +22,13 @@ const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(5);
 const MAX_LINE: usize = 4096;
 
 /// The signals that end a run.
-const ENDING: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGALRM];
+const ENDING: [c_int; 5] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGALRM,
+];
 
 /// What the handler knows about the run.
 struct Run {
@@ -60,6 +66,10 @@ impl Run {
     /// Sets the timer to the end of `--timeout`. Whatever is left of it, these get at least
     /// [`GRACE`] once they have begun: the PATCH, the delivery, and each call after it.
     fn grant_time(&self) {
+        if self.state == State::Unknown && self.deferred.is_some() {
+            // The 5 s after a signal stay in force.
+            return;
+        }
         let at_least = match self.state {
             State::Unreached => Duration::ZERO,
             _ => GRACE,
@@ -106,6 +116,7 @@ impl Run {
         let (cause, status) = match self.deferred.unwrap_or(signal) {
             libc::SIGHUP => ("ended by SIGHUP", 129),
             libc::SIGINT => ("ended by SIGINT", 130),
+            libc::SIGQUIT => ("ended by SIGQUIT", 131),
             libc::SIGTERM => ("ended by SIGTERM", 143),
             _ => ("timed out", self.state.status()),
         };
@@ -239,16 +250,10 @@ extern "C" fn handle(signal: c_int) {
 fn set_timer(after: Duration) {
     // Zero would disarm it.
     let after = after.max(Duration::from_micros(1));
-    let timer = libc::itimerval {
-        it_interval: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 0,
-        },
-        it_value: libc::timeval {
-            tv_sec: after.as_secs() as libc::time_t,
-            tv_usec: after.subsec_micros() as libc::suseconds_t,
-        },
-    };
+    // SAFETY: zero is a valid value for numbers.
+    let mut timer: libc::itimerval = unsafe { mem::zeroed() };
+    timer.it_value.tv_sec = after.as_secs() as libc::time_t;
+    timer.it_value.tv_usec = after.subsec_micros() as libc::suseconds_t;
     // SAFETY: the structure is valid and outlives the call.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
 }

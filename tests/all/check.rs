@@ -112,13 +112,13 @@ fn a_refusal_is_3() {
         Case {
             name: "the role",
             reply: recorded("patch-403-denied"),
-            said: "403: the role of the key's user does not allow it",
+            said: "403: the key's user is a guest, or Developer Tools are limited to administrators",
             ..Case::default()
         },
         Case {
             name: "a portal without this request",
             reply: response("405 ", "", ""),
-            said: "405: the client cannot be checked, but a run may work",
+            said: "405: this server cannot check a client; a run may still work",
             ..Case::default()
         },
         Case {
@@ -142,7 +142,7 @@ fn a_refusal_is_3() {
 fn a_refusal_without_a_signature_is_3_and_names_both_answers() {
     let sign_in = expect("GET token", recorded("token-403"));
     let head = expect("HEAD client", recorded("patch-403-unsigned"));
-    let error = "with status 403, and [GET token] gave no signature (status 403: the key may lack the global scopes); ";
+    let error = "with status 403, and [GET token] issued no signature (status 403: usually means that the key's rights are restricted";
     run_script(vec![sign_in, head], &["--check"]).fails_with(3, error);
 }
 

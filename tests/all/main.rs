@@ -12,10 +12,12 @@ mod words;
 
 mod action;
 mod bounds;
+mod causes;
 mod check;
 mod cli;
 mod command;
 mod faults;
+mod losses;
 mod output;
 mod proxy;
 mod random;

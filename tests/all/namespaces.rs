@@ -1,6 +1,7 @@
 //! Tests that run again in namespaces of their own, as root of nothing but these.
 
 use std::env;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 
@@ -37,6 +38,10 @@ pub fn in_namespaces(test: &str) -> bool {
     let output = again.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
+    for line in text.lines().filter(|line| line.starts_with("SKIPPED")) {
+        // Unlike `eprintln`, this is not captured by the test runner.
+        let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    }
     let has_passed = output.status.success() && text.contains("1 passed");
     assert!(has_passed, "in namespaces:\n{text}");
     false

@@ -161,7 +161,7 @@ fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
 
 #[test]
 fn a_proxy_that_answers_with_garbage_is_tried_again_and_is_4() {
-    let why = "the reply is not HTTP, and ";
+    let why = "the reply is not HTTP/1.1, and ";
     is_tried_again("http", b"garbage\r\n\r\n", why);
 }
 

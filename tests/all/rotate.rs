@@ -74,7 +74,7 @@ impl Case<'_> {
         };
         let status_line = format!("[{request}] Status: {}", &said[..3]);
         let error = format!(
-            "docspace-rotate: 127.0.0.1 answered [{request}] with status {said}; {state}\n"
+            "docspace-rotate: 127.0.0.1:PORT answered [{request}] with status {said}; {state}\n"
         );
         let log = [&GOOD_RUN_LOG[..earlier_lines], &[&status_line, &error]].concat();
         assert_eq!(run.stderr, log.join("\n"), "{name}\n{run}");
@@ -118,7 +118,7 @@ fn assert_requests(key: &str, path: &str) {
         let agent = concat!("docspace-rotate/", env!("CARGO_PKG_VERSION"));
         assert_header("user-agent", Some(agent));
         assert_header("accept", Some("application/json"));
-        assert_header("accept-encoding", None);
+        assert_header("accept-encoding", Some("identity"));
         assert_header("host", Some(&host));
         assert_header("content-length", has_length.then_some("0"));
         assert_header("transfer-encoding", None);
@@ -193,20 +193,20 @@ fn a_wrong_key_ends_the_run() {
         Case {
             name: "an API key",
             reply: recorded("token-401"),
-            said: "401: the key is wrong or has expired",
+            said: "401: the key is wrong, deactivated or expired, or its user is disabled",
             ..Case::default()
         },
         Case {
             name: "a bearer token",
             key: BEARER,
             reply: recorded("token-401"),
-            said: "401: the key is wrong or has expired",
+            said: "401: the key is wrong, deactivated or expired, or its user is disabled (it does not begin with sk-, so it is not an API key)",
             ..Case::default()
         },
         Case {
             name: "a reason",
             reply: response("401 ", JSON, message),
-            said: "401 (The key was deactivated): the key is wrong or has expired",
+            said: "401 (The key was deactivated)",
             ..Case::default()
         },
     ] {
@@ -224,13 +224,15 @@ fn refused_without_signature(sign_in: Vec<u8>, request: &'static str) -> Run {
 
 #[test]
 fn a_refusal_without_a_signature_names_both_answers() {
-    let no_signature = "and [GET token] gave no signature";
+    let no_signature = "and [GET token] issued no signature";
     let run = refused_without_signature(recorded("token-403"), "PATCH regenerate");
-    let scopes = "(status 403: the key may lack the global scopes); ";
-    run.fails_with(3, &format!("with status 403, {no_signature} {scopes}"));
+    let rights = "(status 403: usually means that the key's rights are restricted";
+    run.fails_with(3, &format!("with status 403, {no_signature} {rights}"));
 
     let run = refused_without_signature(response("404 ", "", ""), "DELETE revoke");
-    let error = format!("with status 403, {no_signature} (status 404); {NOT_REVOKED}");
+    let error = format!(
+        "with status 403, {no_signature} (status 404: no DocSpace API at this address, or DocSpace is older than 3.1); {NOT_REVOKED}"
+    );
     assert_eq!(run.status, Some(5), "{run}");
     assert!(run.error().ends_with(&error), "{run}");
 }
@@ -245,7 +247,7 @@ fn a_web_page_in_reply_to_the_head_ends_the_run() {
             name: header,
             request: "HEAD client",
             reply: response("200 OK", header, ""),
-            said: "200: a web page",
+            said: "200: a web page, not an API reply",
             ..Case::default()
         };
         case.check();
@@ -260,9 +262,10 @@ fn a_refusal_is_shown_in_the_servers_words() {
     let (title, detail) = ("é ".repeat(59), "é ".repeat(39));
     for case in [
         Case {
+            // The id in the detail is not that of the run, so it could be a secret.
             name: "a title and a detail",
             reply: recorded("patch-404-unknown"),
-            said: "404 (Not Found: Client with id 00000000-0000-4000-8000-00000000dead for tenant 1 was not found)",
+            said: "404 (Not Found: [hidden]): no client with this id, or the key's user may not manage it",
             ..Case::default()
         },
         Case {
@@ -273,10 +276,10 @@ fn a_refusal_is_shown_in_the_servers_words() {
             ..Case::default()
         },
         Case {
-            name: "a web page",
+            name: "a web page, not an API reply",
             reply: recorded("gateway-502"),
             status: 7,
-            said: "502",
+            said: "502 (500 Error Page)",
             ..Case::default()
         },
         Case {
@@ -317,7 +320,7 @@ fn a_refusal_that_may_contain_an_unknown_secret_is_hidden() {
             name: "the sign-in",
             request: "GET token",
             reply: response("401 ", TEXT, &token),
-            said: "401 ([hidden]): the key is wrong or has expired",
+            said: "401 ([hidden])",
             ..Case::default()
         },
         Case {
@@ -329,7 +332,7 @@ fn a_refusal_that_may_contain_an_unknown_secret_is_hidden() {
         Case {
             name: "a redirect of the PATCH",
             reply: response("307 ", &format!("Location: /{token}"), ""),
-            said: "307 and redirects to [hidden]: set --url to the portal's own address",
+            said: "307: it redirects to [hidden]: set --url to it if it is the portal's own address, otherwise a login page stands in front",
             ..Case::default()
         },
         Case {
@@ -409,19 +412,21 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
         Case {
             name: "a query and a fragment",
             reply: redirect(&format!("{url}/x/?key=hush#hush")),
-            said: &format!("307 and redirects to {url}/x/: set --url to the portal's own address"),
+            said: &format!(
+                "307: it redirects to {url}/x/: set --url to it if it is the portal's own address, otherwise a login page stands in front"
+            ),
             ..Case::default()
         },
         Case {
             name: "a user and a password",
             reply: redirect("https://user:hush@new.invalid/x"),
-            said: "307 and redirects to https://new.invalid/x: set --url to the portal's own address",
+            said: "307: it redirects to https://new.invalid/x: set --url to it if it is the portal's own address, otherwise a login page stands in front",
             ..Case::default()
         },
         Case {
             name: "a path alone",
             reply: redirect("/login?hush"),
-            said: "307 and redirects to /login: set --url to the portal's own address",
+            said: "307: it redirects to /login: set --url to it if it is the portal's own address, otherwise a login page stands in front",
             ..Case::default()
         },
     ] {
@@ -436,13 +441,13 @@ fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() 
         Case {
             name: "refused",
             reply: recorded("delete-403-unsigned"),
-            said: "403",
+            said: "403: the identity service does not accept the portal's signature, or is failing",
             ..Case::default()
         },
         Case {
-            name: "a web page",
+            name: "a web page, not an API reply",
             reply: response("202 ", "", "\u{feff} \r\n<html>login</html>"),
-            said: "202: a web page",
+            said: "202: a web page, not an API reply",
             ..Case::default()
         },
     ] {
@@ -464,6 +469,8 @@ fn a_revoke_alone_that_is_refused_is_3() {
     let run = run_script(vec![sign_in(), delete], &["--only", "revoke"]);
     run.fails_with(
         3,
-        &format!("answered [DELETE revoke] with status 403; {REFUSED}"),
+        &format!(
+            "with status 403: the identity service does not accept the portal's signature, or is failing; {REFUSED}"
+        ),
     );
 }

@@ -87,7 +87,7 @@ fn finds_a_name_in_etc_hosts_and_trusts_only_its_own_roots_or_the_ca_file() {
     let certificates = image.add_ca("etc/hosts", "127.0.0.1 portal.invalid\n");
     let portal = MockPortal::tls(certificates.server("portal.invalid"), good_run());
     let url = format!("https://portal.invalid:{}", portal.at.port());
-    let why = "TLS failed: the certificate is from an unknown CA (see --cacert); ";
+    let why = "no built-in CA issued the server's certificate, or the server does not send its intermediate certificate (private CA: see --cacert); ";
     image.run(&url, "").fails_with(3, why);
     let mut command = image.command(&url, "");
     let run = run(command.env("SSL_CERT_FILE", "/ca.pem"));

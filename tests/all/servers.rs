@@ -85,7 +85,7 @@ fn any_definite_answer_to_the_undocumented_calls_is_accepted() {
         let (run, portal) = run_at(tls, script, &[]);
         assert_eq!(run.status, Some(0), "{name}, TLS: {tls}\n{run}");
         assert_eq!(run.stdout, secret_line(), "{name}, TLS: {tls}\n{run}");
-        let unsigned = "The portal gave no signature: continuing with the key alone.\n";
+        let unsigned = "The portal issued no signature (status ";
         assert!(run.stderr.contains(unsigned), "{name}, TLS: {tls}\n{run}");
         let key = if tls { BEARER } else { KEY };
         let bearer = format!("Bearer {key}");

@@ -1,0 +1,303 @@
+//! Why a portal refuses, where its reply proves it.
+//!
+//! What stands in front of a portal refuses with the same statuses. So a status alone proves
+//! nothing. The facts were observed on real portals, or read in the source of DocSpace 3.7.2.
+
+use crate::reply::Reply;
+
+pub const WEB_PAGE: &str = "a web page, not an API reply";
+
+impl Reply {
+    pub fn compression(&self) -> Option<String> {
+        let encodings = ["gzip", "x-gzip", "deflate", "compress", "br", "zstd"];
+        let mut listed = self.content_encoding.split(',').map(str::trim);
+        let encoding = listed.find(|name| encodings.contains(name))?;
+        Some(format!(
+            "the reply is compressed ({encoding}), although the request did not allow it"
+        ))
+    }
+
+    /// Returns true if the reply to the PATCH would be compressed, too, so that the secret in it
+    /// would be lost. A redirect may come from a server in front of the portal, so it proves nothing
+    /// about the PATCH.
+    pub fn would_compress_secret(&self) -> bool {
+        self.compression().is_some() && !self.is_redirect()
+    }
+
+    fn is_redirect(&self) -> bool {
+        (300..400).contains(&self.status)
+    }
+
+    /// Returns the cause that does not depend on the call.
+    pub fn general_cause(&self) -> Option<String> {
+        if self.is_redirect() && self.redirect.is_some() {
+            return self.redirect.clone();
+        }
+        if let Some(compression) = self.compression() {
+            return Some(compression);
+        }
+        if self.is_web_page() {
+            return Some(WEB_PAGE.to_owned());
+        }
+        None
+    }
+}
+
+/// What in front of a portal asks for with the same status.
+const CHALLENGES: [&str; 3] = ["basic", "negotiate", "ntlm"];
+
+/// Says why the sign-in gave no signature.
+pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
+    if let Some(cause) = reply.general_cause() {
+        return Some(cause);
+    }
+    let is_challenged = CHALLENGES
+        .iter()
+        .any(|scheme| reply.challenge.contains(scheme));
+    let cause = match reply.status {
+        401 if is_challenged => "something in front of the portal asks for a password",
+        401 if !reply.is_empty() => return None,
+        401 if is_api_key => "the key is wrong, deactivated or expired, or its user is disabled",
+        401 => {
+            "the key is wrong, deactivated or expired, or its user is disabled \
+             (it does not begin with sk-, so it is not an API key)"
+        }
+        402 => "the portal's subscription or licence has lapsed",
+        403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
+        404 if reply.is_problem() => "the portal is suspended or being removed",
+        403 | 404 if !reply.is_empty() => return None,
+        403 if is_api_key => {
+            "usually means that the key's rights are restricted (it needs read access to \
+             everything), or something in front of the portal refuses"
+        }
+        403 => "OAuth and personal access tokens cannot sign in, use an API key",
+        404 => "no DocSpace API at this address, or DocSpace is older than 3.1",
+        _ => return None,
+    };
+    Some(cause.to_owned())
+}
+
+/// Says why a signed call was refused.
+pub fn refusal_cause(reply: &Reply, is_signed: bool) -> Option<String> {
+    if let Some(cause) = reply.general_cause() {
+        return Some(cause);
+    }
+    let cause = match reply.status {
+        403 if is_signed && reply.is_problem() => {
+            "the key's user is a guest, or Developer Tools are limited to administrators"
+        }
+        403 if is_signed && reply.is_empty() && reply.content_type.is_empty() => {
+            "the identity service does not accept the portal's signature, or is failing"
+        }
+        // Before 3.7.1 it says `reason`.
+        404 if reply.is_problem() || reply.json().unwrap_or_default().get("reason").is_some() => {
+            "no client with this id, or the key's user may not manage it"
+        }
+        _ => return None,
+    };
+    Some(cause.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBLEM: &str = "application/problem+json";
+    const PAGE: &str = "<!DOCTYPE html><title>Log in</title>";
+
+    fn reply(status: u16, content_type: &str, body: &str) -> Reply {
+        Reply {
+            status,
+            content_type: content_type.to_owned(),
+            body: body.to_owned(),
+            ..Reply::default()
+        }
+    }
+
+    struct Case {
+        name: &'static str,
+        reply: Reply,
+        is_api_key: bool,
+        cause: Option<&'static str>,
+    }
+
+    #[test]
+    fn causes_of_a_sign_in_without_a_signature() {
+        let case = |name, reply, cause| Case {
+            name,
+            reply,
+            is_api_key: true,
+            cause,
+        };
+        let bearer = |case| Case {
+            is_api_key: false,
+            ..case
+        };
+        let challenged = Reply {
+            challenge: "basic realm=\"x\"".to_owned(),
+            ..reply(401, "", "")
+        };
+        for case in [
+            case(
+                "a wrong key",
+                reply(401, "", ""),
+                Some("the key is wrong, "),
+            ),
+            bearer(case(
+                "a wrong bearer",
+                reply(401, "", ""),
+                Some("(it does not begin with sk-, so it is not an API key)"),
+            )),
+            case(
+                "a password",
+                challenged,
+                Some("in front of the portal asks for a password"),
+            ),
+            case("401 with words", reply(401, "", "{}"), None),
+            case(
+                "401 with a page",
+                reply(401, "text/html", PAGE),
+                Some(WEB_PAGE),
+            ),
+            case(
+                "unpaid",
+                reply(402, PROBLEM, "{}"),
+                Some("subscription or licence"),
+            ),
+            case(
+                "restricted rights",
+                reply(403, "", ""),
+                Some("rights are restricted"),
+            ),
+            bearer(case(
+                "an OAuth token",
+                reply(403, "", ""),
+                Some("use an API key"),
+            )),
+            case(
+                "in restore",
+                reply(403, PROBLEM, "{}"),
+                Some("restored, moved or encrypted"),
+            ),
+            case(
+                "an address restriction",
+                reply(403, "application/json", "\"no\""),
+                None,
+            ),
+            case(
+                "403 with a page",
+                reply(403, "text/html", PAGE),
+                Some(WEB_PAGE),
+            ),
+            case(
+                "suspended",
+                reply(404, PROBLEM, "{}"),
+                Some("suspended or being removed"),
+            ),
+            case("no API", reply(404, "", ""), Some("older than 3.1")),
+            case("404 with a page", reply(404, "", PAGE), Some(WEB_PAGE)),
+            case("404 with words", reply(404, "text/plain", "no"), None),
+            case("another status", reply(418, "", ""), None),
+        ] {
+            let found = sign_in_cause(&case.reply, case.is_api_key);
+            assert_cause(case.name, found, case.cause);
+        }
+    }
+
+    #[track_caller]
+    fn assert_cause(name: &str, found: Option<String>, expected: Option<&str>) {
+        match (found, expected) {
+            (None, None) => {}
+            (Some(found), Some(expected)) => assert!(found.contains(expected), "{name}: {found}"),
+            (found, expected) => panic!("{name}: {found:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn causes_of_a_refusal() {
+        for (name, reply, signed, unsigned) in [
+            (
+                "a guest",
+                reply(403, PROBLEM, "{}"),
+                Some("is a guest, or Developer Tools"),
+                None,
+            ),
+            (
+                "a signature that is not accepted",
+                reply(403, "", ""),
+                Some("does not accept the portal's signature, or is failing"),
+                None,
+            ),
+            (
+                "403 of something else",
+                reply(403, "text/plain", ""),
+                None,
+                None,
+            ),
+            ("403 with words", reply(403, "text/plain", "no"), None, None),
+            (
+                "403 with a page",
+                reply(403, "text/html", PAGE),
+                Some(WEB_PAGE),
+                Some(WEB_PAGE),
+            ),
+            (
+                "no client",
+                reply(404, PROBLEM, "{}"),
+                Some("no client with this id"),
+                Some("no client with this id"),
+            ),
+            (
+                "no client, before 3.7.1",
+                reply(404, "application/json", r#"{"reason":"x"}"#),
+                Some("no client with this id"),
+                Some("no client with this id"),
+            ),
+            ("404 of something else", reply(404, "", ""), None, None),
+            ("401", reply(401, "", ""), None, None),
+        ] {
+            assert_cause(name, refusal_cause(&reply, true), signed);
+            assert_cause(name, refusal_cause(&reply, false), unsigned);
+        }
+    }
+
+    #[test]
+    fn the_first_general_cause_counts() {
+        let compressed = Reply {
+            content_encoding: "gzip".to_owned(),
+            ..reply(302, "text/html", PAGE)
+        };
+        assert_cause(
+            "compressed",
+            compressed.general_cause(),
+            Some("compressed (gzip)"),
+        );
+        let redirected = Reply {
+            redirect: Some("it redirects".to_owned()),
+            ..compressed
+        };
+        assert_cause(
+            "redirected",
+            redirected.general_cause(),
+            Some("it redirects"),
+        );
+        assert!(!redirected.would_compress_secret());
+        for (encoding, expected) in [
+            ("gzip", true),
+            ("x-gzip", true),
+            ("deflate", true),
+            ("compress", true),
+            ("br", true),
+            ("zstd", true),
+            ("identity", false),
+            ("utf-8", false),
+            ("", false),
+        ] {
+            let reply = Reply {
+                content_encoding: encoding.to_owned(),
+                ..reply(200, "", "")
+            };
+            assert_eq!(reply.would_compress_secret(), expected, "{encoding}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a server says about a refusal, in its own words.
+
+use serde_json::Value;
+
+use crate::reply::Reply;
+
+/// The fields of JSON that are shown (RFC 9457, RFC 6749, and what portals were seen to send).
+const FIELDS: [&str; 6] = [
+    "title",
+    "detail",
+    "reason",
+    "message",
+    "error",
+    "error_description",
+];
+
+/// Returns what a refusal says, or the title of a web page. It may contain secrets.
+pub fn server_words(reply: &Reply) -> Vec<String> {
+    let text = reply.text();
+    if text.starts_with('<') {
+        return title(text).into_iter().collect();
+    }
+    if reply.is_success() || reply.truncated {
+        return vec![];
+    }
+    let Ok(json) = reply.json() else {
+        let is_line = text.lines().count() == 1;
+        let is_compressed = reply.compression().is_some();
+        let is_plain = reply.content_type.starts_with("text/plain") && !is_compressed;
+        return if is_line && is_plain {
+            vec![text.to_owned()]
+        } else {
+            vec![]
+        };
+    };
+    if let Some(text) = json.as_str() {
+        return vec![text.to_owned()];
+    }
+    let mut words = vec![];
+    for field in FIELDS {
+        words.extend(text_in(&json[field]));
+    }
+    words.extend(text_in(&json["errors"][0]));
+    words
+}
+
+/// Returns a text, or the one in its `message`: `{"error": {"message": "..."}}`.
+fn text_in(value: &Value) -> Option<String> {
+    let text = value.get("message").unwrap_or(value).as_str()?;
+    if text.trim().is_empty() {
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// Returns the first title of a web page, on one line. Entities stay as they are.
+fn title(page: &str) -> Option<String> {
+    let lower = page.to_ascii_lowercase();
+    let start = lower.find("<title")?;
+    let start = start + lower[start..].find('>')? + 1;
+    let end = start + lower[start..].find("</title>")?;
+    let words: Vec<&str> = page[start..end].split_whitespace().collect();
+    if words.is_empty() {
+        return None;
+    }
+    Some(words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(body: &str) -> Reply {
+        Reply {
+            status: 404,
+            body: body.to_owned(),
+            ..Reply::default()
+        }
+    }
+
+    #[test]
+    fn what_a_refusal_says() {
+        let html = "<p>no</p>";
+        for (content_type, body, said) in [
+            (
+                "",
+                r#"{"title":"Not Found","detail":"no such client","status":404}"#,
+                &["Not Found", "no such client"][..],
+            ),
+            ("", r#"{"reason":"because","x":"hush"}"#, &["because"]),
+            (
+                "",
+                r#"{"error":"invalid","error_description":"why"}"#,
+                &["invalid", "why"],
+            ),
+            (
+                "",
+                r#"{"error":{"message":"denied","x":"hush"},"message":"m"}"#,
+                &["m", "denied"],
+            ),
+            ("", r#"{"title":7,"errors":[]}"#, &[]),
+            (
+                "",
+                r#"{"errors":[{"message":"first"},{"message":"second"}]}"#,
+                &["first"],
+            ),
+            ("", r#""one text""#, &["one text"]),
+            ("text/plain", "no such client\n", &["no such client"]),
+            ("text/plain", "two\nlines", &[]),
+            ("text/plain", html, &[]),
+            ("text/html", html, &[]),
+            ("", "no content type", &[]),
+        ] {
+            let told = Reply {
+                content_type: content_type.to_owned(),
+                ..reply(body)
+            };
+            assert_eq!(server_words(&told), said, "{body}");
+            let cut = Reply {
+                truncated: true,
+                content_type: content_type.to_owned(),
+                ..reply(body)
+            };
+            assert!(server_words(&cut).is_empty(), "{body}");
+        }
+    }
+
+    #[test]
+    fn titles_of_web_pages() {
+        for (page, expected) in [
+            (
+                "<html><TITLE>\n Just a\n moment... </TITLE>",
+                Some("Just a moment..."),
+            ),
+            (
+                "<title lang=en>a &amp; b</title><title>c</title>",
+                Some("a &amp; b"),
+            ),
+            ("<title>cut", None),
+            ("<title> </title>", None),
+            ("<p>no title</p>", None),
+        ] {
+            assert_eq!(title(page).as_deref(), expected, "{page}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Secrets that were lost or leaked once: each event, and the secret where it belongs.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::mock::*;
+use crate::run::*;
+use crate::words::*;
+
+/// Returns the recorded reply to the PATCH in two parts: up to this byte, and the rest.
+fn patch_in_two(at: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut reply = recorded("patch-200");
+    let rest = reply.split_off(at);
+    (reply, rest)
+}
+
+fn end_of_header() -> usize {
+    without_body(recorded("patch-200")).len()
+}
+
+/// A reply to the PATCH, and how long the run may take to deliver it, in seconds.
+struct Body {
+    name: &'static str,
+    actions: Vec<Action>,
+    at_most: u64,
+}
+
+#[test]
+fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
+    let (header, body) = patch_in_two(end_of_header());
+    let mut byte_by_byte = vec![Action::Send(header.clone())];
+    for byte in &body {
+        byte_by_byte.push(Action::Sleep(Duration::from_millis(
+            8000 / body.len() as u64,
+        )));
+        byte_by_byte.push(Action::Send(vec![*byte]));
+    }
+    let json = format!(r#"{{"client_secret":"{SECRET}"}}"#);
+    let too_long = format!("HTTP/1.1 200 \r\nContent-Length: 999\r\n\r\n{json}");
+    let (without_last_chunk, _) = patch_in_two(recorded("patch-200").len() - 5);
+    let cases = vec![
+        Body {
+            name: "6 s after the header",
+            actions: vec![
+                Action::Send(header),
+                Action::Sleep(Duration::from_secs(6)),
+                Action::Send(body),
+            ],
+            at_most: 40,
+        },
+        Body {
+            name: "byte by byte for 8 s",
+            actions: byte_by_byte,
+            at_most: 40,
+        },
+        Body {
+            name: "without the last chunk",
+            actions: vec![Action::Send(without_last_chunk), Action::Hang],
+            at_most: 30,
+        },
+        Body {
+            name: "shorter than its Content-Length",
+            actions: vec![Action::Send(too_long.into()), Action::Hang],
+            at_most: 30,
+        },
+    ];
+    for_each(cases, |case| {
+        let _case = Named(case.name);
+        let script = ready([expect_then("PATCH regenerate", case.actions), revoke()]);
+        let start = Instant::now();
+        run_script(script, &[]).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+        assert!(start.elapsed() < Duration::from_secs(case.at_most));
+    });
+}
+
+#[test]
+fn a_compressed_reply_to_the_patch_is_called_compressed() {
+    let gzip = response("200 OK", "Content-Encoding: gzip", b"\x1f\x8b\x08\0\0");
+    let script = ready([expect("PATCH regenerate", gzip)]);
+    let words =
+        "with status 200: the reply is compressed (gzip), although the request did not allow it";
+    run_script(script, &[]).fails_with(7, words);
+    // Some servers only say so.
+    let json = format!(r#"{{"client_secret":"{SECRET}"}}"#);
+    let plain = response("200 OK", "Content-Encoding: gzip", json);
+    let script = ready([expect("PATCH regenerate", plain), revoke()]);
+    run_script(script, &[]).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+}
+
+/// A compressed reply before the PATCH shows what would happen to the secret.
+#[test]
+fn a_server_that_compresses_gets_no_patch() {
+    let compressed = |name| {
+        let header = "Content-Encoding: br";
+        expect(name, response("200 OK", header, "\x0b\x02"))
+    };
+    for args in [&[][..], &["--check"]] {
+        let said = "with status 200: the reply is compressed (br)";
+        let run = run_script(vec![compressed("GET token")], args);
+        run.fails_with(3, &format!("[GET token] {said}"));
+        let run = run_script(vec![sign_in(), compressed("HEAD client")], args);
+        run.fails_with(3, &format!("[HEAD client] {said}"));
+    }
+    let script = vec![compressed("GET token"), revoke()];
+    let run = run_script(script, &["--only", "revoke"]);
+    assert_eq!(run.status, Some(0), "{run}");
+}
+
+/// As `timeout -k` and runners do.
+#[test]
+fn a_command_does_not_outlive_a_killed_run() {
+    for has_terminal in [false, true] {
+        let folder = Folder::new();
+        let (store, started) = (folder.path("store"), folder.path("started"));
+        let portal = MockPortal::new(ready([regenerate()]));
+        let mut first = rotate(&portal);
+        first
+            .env("PATH", "/usr/bin:/bin")
+            .arg("-q")
+            .args(["--", "sh", "-c"]);
+        first.arg("touch $0/started; while :; do sleep 0.05; [ ! -e $0/go ] || break; done; cat > $0/store");
+        let (_master, slave) = terminal();
+        if has_terminal {
+            first.stdout(slave);
+        } else {
+            first.stdout(Stdio::null());
+        }
+        let mut child = in_new_session(first.arg(folder.as_ref())).spawn().unwrap();
+        assert!(wait_until(|| started.exists()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        // The next run stores its secret. Then the first command could go on.
+        let newer = json(r#"{"client_secret":"newer"}"#);
+        let patch = expect("PATCH regenerate", newer);
+        let portal = MockPortal::new(ready([patch, revoke()]));
+        let mut second = rotate(&portal);
+        second.arg("-q").arg("-n").arg("--output").arg(&store);
+        run(&mut second).assert_run(0, "", &[]);
+        folder.file("go", "");
+        thread::sleep(Duration::from_secs(1));
+        let stored = fs::read_to_string(&store).unwrap();
+        assert_eq!(stored, "newer", "with a terminal: {has_terminal}");
+    }
+}
+
+#[test]
+fn a_file_without_a_name_left_is_refused() {
+    // As a bind mount shows a file that was replaced on the host. `/proc` shows it here.
+    let folder = Folder::new();
+    let path = folder.file("file", "old");
+    let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch]));
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q").arg("--output").arg(&path));
+    portal.wait_for(3);
+    fs::remove_file(&path).unwrap();
+    drop(reply);
+    let words = "the file was removed or replaced during the run";
+    finish(&command, child).fails_with(6, words);
+
+    // A file that never had a name is a normal output under /proc and /dev.
+    let file = folder.file("other", "");
+    let open = File::options().read(true).write(true).open(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    let number = open.as_raw_fd();
+    let portal = MockPortal::new(good_run());
+    let mut command = rotate(&portal);
+    // SAFETY: fcntl(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::fcntl(number, libc::F_SETFD, 0);
+            Ok(())
+        });
+    }
+    let output = format!("/proc/self/fd/{number}");
+    run(command.args(["-q", "--output", &output])).assert_run(0, "", &[]);
+    let mut text = String::new();
+    File::open(format!("/proc/self/fd/{number}"))
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, secret_line());
+}
+
+#[test]
+fn a_mounted_file_that_was_replaced_on_the_host_is_refused() {
+    let test = "losses::a_mounted_file_that_was_replaced_on_the_host_is_refused";
+    if !crate::namespaces::in_namespaces(test) {
+        return;
+    }
+    let folder = Folder::new();
+    let (host, mounted) = (folder.file("host", "old"), folder.file("mounted", ""));
+    let mount = format!("mount --bind {} {}", host.display(), mounted.display());
+    crate::namespaces::system(&mount);
+    // What `sed -i` does.
+    fs::rename(folder.file("new", "old"), &host).unwrap();
+    let why = "the file was deleted or replaced on the host that it is mounted from";
+    let error = format!("cannot write to --output {}: {why}", mounted.display());
+    assert_refused(&error, |portal| {
+        let mut command = rotate(portal);
+        command.arg("-q").arg("--output").arg(&mounted);
+        command
+    });
+    crate::namespaces::system(&format!("umount {}", mounted.display()));
+}
+
+#[test]
+fn a_portal_that_knows_the_new_secret_a_second_later_is_believed() {
+    let mut script = good_run();
+    script.push(expect("POST introspect", recorded("introspect-401")));
+    script.push(introspect());
+    let run = run_script(script, &["--verify"]);
+    assert_eq!(run.status, Some(0), "{run}");
+    assert_eq!(run.error(), "The new secret is live.", "{run}");
+}
+
+#[test]
+fn a_quit_during_the_patch_is_deferred() {
+    let (reply, patch) = gated("PATCH regenerate", recorded("patch-200"));
+    let portal = MockPortal::new(ready([patch]));
+    let folder = Folder::new();
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q").current_dir(folder.as_ref()));
+    portal.wait_for(3);
+    send(&child, libc::SIGQUIT);
+    drop(reply);
+    let error = format!("docspace-rotate: ended by SIGQUIT after the delivery; {NOT_REVOKED}");
+    finish(&command, child).assert_run(131, &secret_line(), &[&error]);
+    assert_eq!(folder.names(), [""; 0], "no core");
+}
+
+/// The header's time does not replace what is left after a signal.
+#[test]
+fn a_header_after_a_signal_does_not_extend_the_run() {
+    let (header, _) = patch_in_two(end_of_header());
+    let (arrive, gate) = std::sync::mpsc::channel::<()>();
+    let actions = [Action::WaitFor(gate), Action::Send(header), Action::Hang];
+    let portal = MockPortal::new(ready([expect_then("PATCH regenerate", actions)]));
+    let mut command = rotate(&portal);
+    let child = start(command.arg("-q"));
+    portal.wait_for(3);
+    send(&child, libc::SIGTERM);
+    let since = Instant::now();
+    thread::sleep(Duration::from_secs(2));
+    drop(arrive);
+    finish(&command, child).fails_with(143, "ended by SIGTERM during [PATCH regenerate]");
+    assert!(
+        since.elapsed() < Duration::from_secs(9),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[test]
+fn a_script_with_windows_line_ends_sends_nothing() {
+    let folder = Folder::new();
+    let script = |name: &str, text: &str| {
+        let file = folder.file(name, text);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let windows = script("windows", "#!/bin/sh\r\ncat > /dev/null\r\n");
+    let missing = script("missing", "#! /nowhere/interpreter -x\n");
+    let argument = "COMMAND: an argument ends in a carriage return (Windows line endings?)";
+    for (args, error) in [
+        (vec!["--", "cat\r"], argument.to_owned()),
+        (vec!["--", "sh", "-c", "cat", "x\r"], argument.to_owned()),
+        (
+            vec!["--", windows.as_str()],
+            format!(r"cannot run the command {windows}: its interpreter /bin/sh\r does not exist"),
+        ),
+        (
+            vec!["--", missing.as_str()],
+            format!(
+                "cannot run the command {missing}: its interpreter /nowhere/interpreter does not exist"
+            ),
+        ),
+    ] {
+        assert_refused(&error, |portal| {
+            let mut command = rotate(portal);
+            command.env("PATH", "/usr/bin:/bin").args(args);
+            command
+        });
+    }
+    let portal = MockPortal::new(good_run());
+    let mut command = rotate(&portal);
+    command.env("PATH", "/usr/bin:/bin");
+    run(command.args(["-q", "--", "sh", "-c", "cat\n"])).assert_run(0, SECRET, &[]);
+}
+
+/// The address of the mock comes second, but it is the only IPv4 one.
+#[test]
+fn ipv4_is_tried_before_a_black_hole() {
+    let test = "losses::ipv4_is_tried_before_a_black_hole";
+    if !crate::namespaces::in_namespaces(test) {
+        return;
+    }
+    // What is sent to this device disappears.
+    for words in [
+        "ip tuntap add dev hole mode tun",
+        "ip link set hole up",
+        "ip -6 addr add 2001:db8::1/64 dev hole nodad",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let mut command = Command::new(words[0]);
+        if !command
+            .args(&words[1..])
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            return skipped(test, "no tun device or no IPv6 here");
+        }
+    }
+    let folder = Folder::new();
+    let hosts = "2001:db8::9 portal.invalid\n127.0.0.1 portal.invalid\n";
+    let hosts = folder.file("hosts", hosts);
+    let mount = format!("mount --bind {} /etc/hosts", hosts.display());
+    crate::namespaces::system(&mount);
+    let portal = MockPortal::new(good_run());
+    let url = format!("http://portal.invalid:{}", portal.at.port());
+    let mut command = rotate(&portal);
+    let start = Instant::now();
+    command.args(["--allow-http", "--timeout", "8", "--url", &url]);
+    run(&mut command).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
+    crate::namespaces::system("umount /etc/hosts");
+    assert!(Path::new("/etc/hosts").exists());
+}
