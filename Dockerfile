@@ -1,4 +1,4 @@
-# The whole image is one file: docker build -t docspace-rotate:0.3.0 .
+# The whole image is one file: docker build -t docspace-rotate:0.4.0 .
 FROM rust:1.95.0-slim-bookworm AS build
 RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
@@ -22,7 +22,7 @@ FROM scratch
 ARG SOURCE=""
 LABEL org.opencontainers.image.title="docspace-rotate" \
       org.opencontainers.image.description="Rotates the client secret of an ONLYOFFICE DocSpace OAuth app" \
-      org.opencontainers.image.version="0.3.0" \
+      org.opencontainers.image.version="0.4.0" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.source="$SOURCE"
 COPY --from=build /docspace-rotate /docspace-rotate

@@ -7,8 +7,9 @@
 //! The program and bare rustls make four requests: GET and HEAD on one connection, PATCH and DELETE on a second one.
 //! Bare rustls is this benchmark as a child process, with the least code that makes them. curl makes only the two
 //! documented calls, PATCH and DELETE with a bearer token. The programs run in turn, after a round to fill the caches.
-//! - wall ms, CPU ms: from the start of the process to its end; peak MiB: until its last request; medians of 41 runs
+//! - wall ms, CPU ms: from the start of the process to its end, medians of 41 runs
 //! - to bare, to curl: the time before it, divided by that of bare rustls or of curl
+//! - peak MiB: the most resident memory up to the last request, the median
 //! - threads at the last request, connections, and the handshakes, full or resumed: of the last run
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -27,8 +28,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 const ROTATE: &str = env!("CARGO_BIN_EXE_docspace-rotate");
 const CA: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench-ca.pem");
+const RUNS: usize = 41;
 
-/// The process that is measured, locked until it is known, and its status file at the last request.
+/// The process that is measured, and its status file at the last request.
 static PROCESS: Mutex<u32> = Mutex::new(0);
 static STATUS: Mutex<String> = Mutex::new(String::new());
 
@@ -53,7 +55,7 @@ fn main() {
     fs::write(CA, &certificates.ca_pem).unwrap();
     let portal = MockPortal::answering(Some(certificates.server("127.0.0.1")), answer);
     let mut programs = programs(&portal.url());
-    for _ in 0..=41 {
+    for _ in 0..=RUNS {
         // A program that runs after a large one finds colder caches, so the order alternates.
         programs.reverse();
         for program in &mut programs {
@@ -114,10 +116,8 @@ fn measure(command: &mut Command, portal: &MockPortal) -> Run {
     let connections = portal.connections();
     let handshakes = portal.handshakes().len();
     let start = Instant::now();
-    let mut process = PROCESS.lock().unwrap();
     let child = command.spawn().unwrap().id();
-    *process = child;
-    drop(process);
+    *PROCESS.lock().unwrap() = child;
     let mut exit = -1;
     // SAFETY: zero is a valid value for numbers, and the pointers are valid.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
@@ -146,7 +146,7 @@ fn number_after(field: &str, status: &str) -> f64 {
 fn median(program: &Program, figure: fn(&Run) -> f64) -> f64 {
     let mut values: Vec<f64> = program.runs[1..].iter().map(figure).collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values[RUNS / 2]
 }
 
 fn print_table(programs: &[Program]) {
@@ -163,7 +163,7 @@ fn print_table(programs: &[Program]) {
             print!(" {ms:.1} | {:.2} | {:.2} |", ratio(bare), ratio(curl));
         }
         let peak = median(program, |run| run.peak_mib);
-        println!(" {peak:.1} | {} |", program.runs[41].counts);
+        println!(" {peak:.1} | {} |", program.runs[RUNS].counts);
     }
 }
 

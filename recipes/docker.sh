@@ -13,4 +13,4 @@ umask 077
 touch client-secret # If it didn't exist, Docker would make a directory.
 exec docker run --rm --name docspace-rotate --read-only --cap-drop=ALL --security-opt=no-new-privileges \
   --user "$(id -u):$(id -g)" --env-file docspace.env -v "$PWD/client-secret:/client-secret" \
-  ghcr.io/your-organization/docspace-rotate:0.3.0 --verify --no-newline --output /client-secret
+  ghcr.io/your-organization/docspace-rotate:0.4.0 --verify --no-newline --output /client-secret

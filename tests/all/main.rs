@@ -30,4 +30,5 @@ mod signals;
 mod stores;
 mod systemd;
 mod tls;
+mod tls_words;
 mod verify;
