@@ -195,44 +195,66 @@ fn assert_fresh_for_patch(portal: &MockPortal) {
     }
 }
 
+/// A reply that asks for a wait beyond the time limit.
+struct LongWait {
+    name: &'static str,
+    call: &'static str,
+    reply: &'static str,
+    seconds: u32,
+    status: i32,
+}
+
+impl Default for LongWait {
+    fn default() -> LongWait {
+        LongWait {
+            name: "",
+            call: "HEAD client",
+            reply: "429",
+            seconds: 3600,
+            status: 4,
+        }
+    }
+}
+
 #[test]
 fn a_wait_that_exceeds_the_time_limit_does_not_begin() {
-    let hour = || response("429 ", "Retry-After: 3600", "");
-    for (call, answer, status, words) in [
-        (
-            "GET token",
-            response("503 ", "Retry-After: 120", ""),
-            4,
-            "503, and the next attempt in 120s",
-        ),
-        (
-            "HEAD client",
-            hour(),
-            4,
-            "429, and the next attempt in 3600s",
-        ),
-        (
-            "HEAD client",
-            response("101 ", "Retry-After: 3600", ""),
-            4,
-            "101: not a final reply, and the next attempt in 3600s",
-        ),
-        (
-            "PATCH regenerate",
-            hour(),
-            4,
-            "429, and the next attempt in 3600s",
-        ),
-        (
-            "DELETE revoke",
-            hour(),
-            5,
-            "429, and the next attempt in 3600s",
-        ),
+    for case in [
+        LongWait {
+            name: "an outage",
+            call: "GET token",
+            reply: "503",
+            seconds: 120,
+            ..LongWait::default()
+        },
+        LongWait {
+            name: "the HEAD",
+            ..LongWait::default()
+        },
+        LongWait {
+            name: "the PATCH",
+            call: "PATCH regenerate",
+            ..LongWait::default()
+        },
+        LongWait {
+            name: "the DELETE",
+            call: "DELETE revoke",
+            status: 5,
+            ..LongWait::default()
+        },
+        LongWait {
+            name: "no final reply",
+            reply: "101: not a final reply",
+            ..LongWait::default()
+        },
     ] {
-        let run = run_script(good_run_until(call, answer), &["--timeout", "3"]);
-        assert_eq!(run.status, Some(status), "{run}");
-        let words = format!("[{call}] with status {words} would exceed the time limit; ");
+        let _case = Named(case.name);
+        let (call, seconds) = (case.call, case.seconds);
+        let status = format!("{} ", &case.reply[..3]);
+        let reply = response(&status, &format!("Retry-After: {seconds}"), "");
+        let run = run_script(good_run_until(call, reply), &["--timeout", "3"]);
+        assert_eq!(run.status, Some(case.status), "{run}");
+        let note = format!("and the next attempt in {seconds}s would exceed the time limit; ");
+        let words = format!("[{call}] with status {}, {note}", case.reply);
         assert!(run.error().contains(&words), "{run}");
     }
 }
@@ -278,55 +300,69 @@ fn transient_faults_are_waited_out() {
     });
 }
 
+/// A reply that is a reply only from this length on.
+struct Cut {
+    /// The position of the call in a good run.
+    position: usize,
+    call: &'static str,
+    reply: Vec<u8>,
+    enough: usize,
+    /// The status if less has come.
+    status: i32,
+}
+
 #[test]
 fn a_reply_truncated_at_any_byte_is_no_reply() {
-    let (token, patch, delete) = (
-        recorded("token-200"),
-        recorded("patch-200"),
-        recorded("delete-200"),
-    );
-    let json_end = patch.len() - "\r\n0\r\n\r\n".len();
-    for (position, call, reply, enough, status) in [
-        (0, "GET token", &token, token.len(), 4),
-        (2, "PATCH regenerate", &patch, json_end, 7),
-        (3, "DELETE revoke", &delete, delete.len(), 5),
-    ] {
-        for_each(
-            (0..enough).step_by(17).chain(enough - 5..=enough).collect(),
-            |length| {
-                let part = || {
-                    let part = reply[..length].to_vec();
-                    expect_then(call, [Action::Send(part), Action::Close])
-                };
-                let mut script = good_run();
-                script[position] = part();
-                let is_truncated = length < enough;
-                if is_truncated {
-                    script.truncate(position + 1);
-                    if call != "PATCH regenerate" {
-                        script.push(part());
-                    }
-                }
-                // The next call may meet the close, and is then repeated.
-                let run = run_script(script, if is_truncated { &TWO_ATTEMPTS } else { &[] });
-                assert_eq!(
-                    run.status,
-                    Some(if is_truncated { status } else { 0 }),
-                    "{length} bytes\n{run}"
-                );
-                let is_delivered = matches!(run.status, Some(0 | 5));
-                assert_eq!(
-                    run.stdout,
-                    if is_delivered {
-                        secret_line()
-                    } else {
-                        String::new()
-                    },
-                    "{run}"
-                );
-            },
-        );
+    let cut = |position, call, name, status| {
+        let reply = recorded(name);
+        let enough = reply.len();
+        Cut {
+            position,
+            call,
+            reply,
+            enough,
+            status,
+        }
+    };
+    let token = cut(0, "GET token", "token-200", 4);
+    let mut patch = cut(2, "PATCH regenerate", "patch-200", 7);
+    // JSON says itself whether it is complete.
+    patch.enough -= "\r\n0\r\n\r\n".len();
+    let delete = cut(3, "DELETE revoke", "delete-200", 5);
+    for cut in [token, patch, delete] {
+        let mut lengths: Vec<usize> = (0..cut.enough).step_by(17).collect();
+        lengths.extend(cut.enough - 5..=cut.enough);
+        for_each(lengths, |length| check_cut(&cut, length));
     }
+}
+
+fn check_cut(cut: &Cut, length: usize) {
+    let part = || {
+        let part = cut.reply[..length].to_vec();
+        expect_then(cut.call, [Action::Send(part), Action::Close])
+    };
+    let mut script = good_run();
+    script[cut.position] = part();
+    if length == cut.enough {
+        // The next call may meet the close, and is then repeated.
+        let run = run_script(script, &[]);
+        assert_eq!(run.status, Some(0), "{length} bytes\n{run}");
+        assert_eq!(run.stdout, secret_line(), "{run}");
+        return;
+    }
+    script.truncate(cut.position + 1);
+    if cut.call != "PATCH regenerate" {
+        script.push(part());
+    }
+    let run = run_script(script, &TWO_ATTEMPTS);
+    assert_eq!(run.status, Some(cut.status), "{length} bytes\n{run}");
+    let is_delivered = cut.status == 5;
+    let stdout = if is_delivered {
+        secret_line()
+    } else {
+        String::new()
+    };
+    assert_eq!(run.stdout, stdout, "{run}");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -12,21 +13,41 @@ use std::{env, fs, thread};
 /// The time limit in seconds. Waits are whole seconds, so one that fits has 0.9 s to spare.
 const LIMIT: f64 = 2.9;
 
-/// Commands that store their stdin in the file `$0`, whether they deliver it, and the status for the signal that they send.
-const COMMANDS: [(&str, bool, Option<u8>); 5] = [
-    ("cat > $0", true, None),
-    (
-        "while head -c 7 | grep . ; do :; done | tr -d '\\n' > $0",
-        true,
-        None,
-    ),
-    (
-        "kill -INT $PPID; cat > $0; kill -TERM $PPID",
-        true,
-        Some(130),
-    ),
-    ("kill -HUP $PPID; exit 9", false, Some(129)),
-    ("exec head -c 5 > /dev/null", false, None),
+/// A command that stores its stdin in the file `$0`.
+#[derive(Clone, Copy)]
+struct Store {
+    script: &'static str,
+    delivers: bool,
+    /// The status for the signal that it sends to the run.
+    status: Option<u8>,
+}
+
+const STORES: [Store; 5] = [
+    Store {
+        script: "cat > $0",
+        delivers: true,
+        status: None,
+    },
+    Store {
+        script: "while head -c 7 | grep . ; do :; done | tr -d '\\n' > $0",
+        delivers: true,
+        status: None,
+    },
+    Store {
+        script: "kill -INT $PPID; cat > $0; kill -TERM $PPID",
+        delivers: true,
+        status: Some(130),
+    },
+    Store {
+        script: "kill -HUP $PPID; exit 9",
+        delivers: false,
+        status: Some(129),
+    },
+    Store {
+        script: "exec head -c 5 > /dev/null",
+        delivers: false,
+        status: None,
+    },
 ];
 
 /// What comes in answer to a request.
@@ -93,7 +114,7 @@ struct Walk {
     only: Option<&'static str>,
     check: bool,
     verify: bool,
-    command: Option<(&'static str, bool, Option<u8>)>,
+    store: Option<Store>,
     script: Vec<Expect>,
     requests: usize,
     connected: bool,
@@ -273,10 +294,12 @@ impl Walk {
             return self.ask("GET @self").map(drop);
         }
         self.call("PATCH regenerate")?;
-        let (_, delivers, status) = self.command.unwrap_or(("", true, None));
-        self.deferred = self.deferred.or(status);
-        self.delivered = delivers;
-        if !delivers {
+        self.delivered = true;
+        if let Some(store) = self.store {
+            self.deferred = self.deferred.or(store.status);
+            self.delivered = store.delivers;
+        }
+        if !self.delivered {
             return Err(6);
         }
         if self.only.is_none() {
@@ -291,52 +314,99 @@ impl Walk {
     }
 }
 
-/// Runs what the seed makes and returns the exit status. Returns none if the machine stalled: then the run meets its
-/// time limit where the contract does not.
-fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8> {
+/// The settings of a run that do not change its requests.
+struct Setup {
+    key: &'static str,
+    json: bool,
+    folder: Folder,
+    /// Where the secret is stored, if that is not stdout.
+    file: Option<PathBuf>,
+    /// What the file contains before the run.
+    old: Option<String>,
+}
+
+/// Draws a run: what it does, and what it meets.
+fn draw_walk(seed: u64) -> Walk {
     let mut random = Random(seed);
     let only = random.pick(&[None, None, None, Some("regenerate"), Some("revoke")]);
-    let (has_secret, check) = (only != Some("revoke"), only.is_none() && random.one_in(6));
+    let has_secret = only != Some("revoke");
+    let check = only.is_none() && random.one_in(6);
     let verify = has_secret && !check && random.one_in(3);
-    let command = (has_secret && random.one_in(3)).then(|| random.pick(&COMMANDS));
+    let has_store = has_secret && random.one_in(3);
+    let store = has_store.then(|| random.pick(&STORES));
     let tls = random.one_in(3);
-    let mut walk = Walk {
+    Walk {
         random,
         tls,
         only,
         check,
         verify,
-        command,
+        store,
         ..Walk::default()
-    };
-    let status = walk.rotate().err().unwrap_or(0);
-    let random = &mut walk.random;
-    let (json, key, folder) = (random.one_in(4), random.pick(&[KEY, BEARER]), Folder::new());
-    let file = (has_secret && (command.is_some() || random.one_in(3))).then(|| folder.path("file"));
-    let old = file
-        .as_ref()
-        .filter(|_| command.is_none() && random.one_in(2));
-    let text = "old, and longer than any new secret would be\n".to_owned();
-    let old = old.map(|file| fs::write(file, &text).map(|()| text).unwrap());
+    }
+}
 
-    let portal = MockPortal::start(tls.then(|| server.clone()), walk.script.drain(..).collect());
-    let mut program = rotate(&portal);
-    program
-        .env("DOCSPACE_API_KEY", key)
+fn draw_setup(walk: &mut Walk) -> Setup {
+    let has_secret = walk.only != Some("revoke");
+    let random = &mut walk.random;
+    let json = random.one_in(4);
+    let key = random.pick(&[KEY, BEARER]);
+    let folder = Folder::new();
+    let has_file = has_secret && (walk.store.is_some() || random.one_in(3));
+    let file = has_file.then(|| folder.path("file"));
+    let mut old = None;
+    if let Some(file) = &file
+        && walk.store.is_none()
+        && random.one_in(2)
+    {
+        let text = "old, and longer than any new secret would be\n";
+        fs::write(file, text).unwrap();
+        old = Some(text.to_owned());
+    }
+    Setup {
+        key,
+        json,
+        folder,
+        file,
+        old,
+    }
+}
+
+/// Returns the command of a run.
+fn command_for(walk: &Walk, setup: &Setup, portal: &MockPortal, ca: &Path) -> Command {
+    let mut command = rotate(portal);
+    command
+        .env("DOCSPACE_API_KEY", setup.key)
+        .env("PATH", "/usr/bin:/bin");
+    command
         .args(["--timeout", &LIMIT.to_string()])
         .arg("--cacert")
         .arg(ca);
-    program
-        .args(only.iter().flat_map(|step| ["--only", step]))
-        .args(json.then_some("--json"));
-    program
-        .args(check.then_some("--check"))
-        .args(verify.then_some("--verify"))
-        .env("PATH", "/usr/bin:/bin");
-    match command {
-        Some((script, ..)) => program.args(["--", "sh", "-c", script]).args(&file),
-        None => program.args(file.iter().flat_map(|file| [Path::new("--output"), file])),
-    };
+    if let Some(step) = walk.only {
+        command.args(["--only", step]);
+    }
+    command.args(setup.json.then_some("--json"));
+    command.args(walk.check.then_some("--check"));
+    command.args(walk.verify.then_some("--verify"));
+    if let Some(store) = walk.store {
+        command
+            .args(["--", "sh", "-c", store.script])
+            .args(&setup.file);
+    } else if let Some(file) = &setup.file {
+        command.arg("--output").arg(file);
+    }
+    command
+}
+
+/// Runs what the seed makes and returns the exit status. Returns none if the machine stalled: then the run meets its
+/// time limit where the contract does not.
+fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8> {
+    let mut walk = draw_walk(seed);
+    let status = walk.rotate().err().unwrap_or(0);
+    let setup = draw_setup(&mut walk);
+    let tls = walk.tls.then(|| server.clone());
+    let portal = MockPortal::start(tls, walk.script.drain(..).collect());
+    let mut program = command_for(&walk, &setup, &portal, ca);
     let mut child = start(&mut program);
     if let Some((requests, signal, reply)) = walk.sending.take() {
         let mut has_ended = || child.try_wait().unwrap().is_some();
@@ -347,19 +417,23 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
         drop(reply);
     }
     let run = finish(&program, child);
-    let late = ["timed out", "would exceed the time limit"]
-        .iter()
-        .any(|words| run.error().contains(words));
-    if late && (run.status != Some(status.into()) || portal.problem().is_some()) {
+    let error = run.error();
+    let is_late = error.contains("timed out") || error.contains("would exceed the time limit");
+    let has_status = run.status == Some(status.into());
+    if is_late && (!has_status || portal.problem().is_some()) {
         portal.allow_unfinished();
         return None;
     }
-    assert_eq!(
-        (run.status, portal.problem()),
-        (Some(status.into()), None),
-        "{run}"
-    );
-    let words = match (status, walk.delivered) {
+    assert!(has_status, "not {status}\n{run}");
+    assert_eq!(portal.problem(), None, "{run}");
+    assert_state(status, walk.delivered, &run);
+    assert_delivery(&walk, &setup, &run);
+    assert_signed_and_fresh(&walk, &portal);
+    Some(status)
+}
+
+fn assert_state(status: u8, delivered: bool, run: &Run) {
+    let words = match (status, delivered) {
         (0, _) => "",
         (6, _) => "; the client has a new secret that may not have been delivered; ",
         (7, _) => "; the client may or may not have a new secret; ",
@@ -367,40 +441,42 @@ fn check(seed: u64, server: &Arc<rustls::ServerConfig>, ca: &Path) -> Option<u8>
         (_, false) => "; the client's secret is unchanged; ",
     };
     assert!(run.error().contains(words), "{run}");
-    let secret = if json {
-        format!("{{\"client_secret\":\"{SECRET}\"}}")
-    } else {
-        SECRET.to_owned()
-    };
-    let delivered = walk
-        .delivered
-        .then(|| secret + if command.is_none() { "\n" } else { "" });
-    let stored = file.as_ref().and_then(|file| fs::read_to_string(file).ok());
-    match file {
-        Some(_) => assert_eq!((&*run.stdout, stored), ("", delivered.or(old)), "{run}"),
+}
+
+/// Checks what stdout and the file contain, and that nothing else is left.
+fn assert_delivery(walk: &Walk, setup: &Setup, run: &Run) {
+    let mut secret = SECRET.to_owned();
+    if setup.json {
+        secret = format!("{{\"client_secret\":\"{SECRET}\"}}");
+    }
+    if walk.store.is_none() {
+        secret.push('\n');
+    }
+    let delivered = walk.delivered.then_some(secret);
+    match &setup.file {
+        Some(file) => {
+            let stored = fs::read_to_string(file).ok();
+            let expected = delivered.or(setup.old.clone());
+            assert_eq!(stored, expected, "{run}");
+            assert_eq!(run.stdout, "", "{run}");
+        }
         None => assert_eq!(run.stdout, delivered.unwrap_or_default(), "{run}"),
     }
-    assert!(
-        folder.names().iter().all(|name| name == "file"),
-        "{:?}",
-        folder.names()
-    );
+    let names = setup.folder.names();
+    assert!(names.iter().all(|name| name == "file"), "{names:?}");
+}
+
+/// Checks the signature of each request, and that no PATCH follows another request on a connection.
+fn assert_signed_and_fresh(walk: &Walk, portal: &MockPortal) {
     let mut connections = vec![];
     for request in portal.requests() {
         let is_signed = walk.signed && request.target.contains("/clients/");
-        assert_eq!(
-            request.header("x-signature").is_some(),
-            is_signed,
-            "{request:?}"
-        );
+        let signature = request.header("x-signature");
+        assert_eq!(signature.is_some(), is_signed, "{request:?}");
         let is_fresh = !connections.contains(&request.connection);
-        assert!(
-            is_fresh || request.method != "PATCH",
-            "the PATCH is on a kept connection\n{run}"
-        );
+        assert!(is_fresh || request.method != "PATCH", "{request:?}");
         connections.push(request.connection);
     }
-    Some(status)
 }
 
 #[test]
