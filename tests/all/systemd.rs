@@ -14,10 +14,14 @@ const MAX_EXPOSURE: &str = "20";
 fn setting(unit: &str, name: &str) -> String {
     let unit = text(&format!("recipes/systemd/{unit}"));
     let start = format!("{name}=");
-    let mut values = unit.lines().filter_map(|line| line.strip_prefix(&start));
-    let value = values.next().unwrap_or_else(|| panic!("no {name}"));
-    assert!(values.next().is_none(), "{name} occurs twice");
-    value.to_owned()
+    let mut values = vec![];
+    for line in unit.lines() {
+        if let Some(value) = line.strip_prefix(&start) {
+            values.push(value);
+        }
+    }
+    assert_eq!(values.len(), 1, "{name}");
+    values[0].to_owned()
 }
 
 #[test]
@@ -37,24 +41,32 @@ fn systemd_finds_nothing_wrong() {
     let service = folder.file("docspace-rotate.service", service);
     let timer = text("recipes/systemd/docspace-rotate.timer");
     let timer = folder.file("docspace-rotate.timer", timer);
-    let app = "[Service]\nExecStart=/bin/true\n".to_owned() + &text("recipes/systemd/app.conf");
+    let mut app = "[Service]\nExecStart=/bin/true\n".to_owned();
+    app += &text("recipes/systemd/app.conf");
     let app = folder.file("app.service", app);
-    let analyze = |args: &[&str]| {
-        let mut command = command("systemd-analyze");
-        let command = command.args(args).env("PATH", "/usr/bin:/bin");
-        let output = command.output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        assert!(output.status.success(), "{args:?}\n{text}");
-        text
-    };
     for unit in [&service, &timer, &app] {
         let found = analyze(&["verify", unit.to_str().unwrap()]);
         assert_eq!(found, "", "{}", unit.display());
     }
     let threshold = format!("--threshold={MAX_EXPOSURE}");
-    let unit = service.to_str().unwrap();
-    analyze(&["security", "--offline=true", "--no-pager", &threshold, unit]);
+    analyze(&[
+        "security",
+        "--offline=true",
+        "--no-pager",
+        &threshold,
+        service.to_str().unwrap(),
+    ]);
+}
+
+/// Returns what systemd-analyze prints, if it succeeds.
+fn analyze(args: &[&str]) -> String {
+    let mut command = command("systemd-analyze");
+    command.args(args).env("PATH", "/usr/bin:/bin");
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success(), "{args:?}\n{text}");
+    text.into_owned()
 }
 
 #[test]
@@ -106,13 +118,25 @@ fn the_prose_at_the_head_of_a_recipe_is_short() {
                 continue;
             }
             let text = fs::read_to_string(&path).unwrap();
-            let is_prose = |line: &&str| line.starts_with('#') && !line.starts_with("#!");
-            let head = text.lines().filter(|line| !line.starts_with("#!"));
-            let prose = head.take_while(is_prose);
-            // What is indented is to copy.
-            let prose = prose.filter(|line| line.len() > 1 && !line.starts_with("#   "));
-            let count = prose.count();
+            let count = prose_lines(&text);
             assert!(count <= 6, "{}: {count} lines", path.display());
         }
     }
+}
+
+/// Counts the lines of prose at the head. What is indented is to copy.
+fn prose_lines(text: &str) -> usize {
+    let mut count = 0;
+    for line in text.lines() {
+        if line.starts_with("#!") {
+            continue;
+        }
+        if !line.starts_with('#') {
+            break;
+        }
+        if line.len() > 1 && !line.starts_with("#   ") {
+            count += 1;
+        }
+    }
+    count
 }
