@@ -111,7 +111,7 @@ fn silence_ends_the_run_in_the_state_of_its_step() {
         let cause = format!("timed out during [{}] at 127.0.0.1", case.request);
         run.assert_error(case.status, &case.stdout, &cause, case.state);
         // A busy machine may take longer.
-        let expected = case.seconds..case.seconds + 5;
+        let expected = case.seconds..case.seconds + 20;
         assert!(expected.contains(&took), "{took} s\n{run}");
     });
 }

@@ -1652,9 +1652,7 @@ fn a_page_in_front_accuses_neither_key_nor_client() {
     ];
     let mut fronts = vec![];
     for (page, title) in pages {
-        for status in [
-            "200", "400", "401", "403", "404", "405", "410", "502", "503", "504",
-        ] {
+        for status in ["200", "401", "403", "404", "502"] {
             for mode in MODES {
                 for signed in [false, true] {
                     fronts.push(Front {

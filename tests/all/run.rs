@@ -8,9 +8,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, Once};
 use std::time::Duration;
 use std::{fmt, fs, ptr, thread};
 
@@ -25,17 +25,17 @@ pub fn program() -> Command {
 
 /// Returns a command for any program, with an empty environment and no signal ignored.
 pub fn command(path: impl AsRef<OsStr>) -> Command {
+    static DEFAULT_SIGNALS: Once = Once::new();
+    // Once for this process, since children inherit it. A hook for each child would make std fork,
+    // and a fork of this process takes longer than the runs of most tests.
+    DEFAULT_SIGNALS.call_once(|| {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: SIG_DFL is a valid disposition.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    });
     let mut command = Command::new(path);
     command.env_clear().stdin(Stdio::null());
-    // SAFETY: signal(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-            Ok(())
-        });
-    }
     command
 }
 
