@@ -156,14 +156,20 @@ impl Http<'_> {
         let mut reader = body.as_reader().take(MAX_BODY as u64);
         let mut bytes = vec![];
         let mut buffer = [0; 4096];
+        let mut has_secret = false;
         loop {
             match reader.read(&mut buffer) {
                 Ok(0) => return (text(&bytes), bytes.len() == MAX_BODY),
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
                 Err(_) => return (text(&bytes), true),
             }
+            if has_secret {
+                // More came, but not the end.
+                return (text(&bytes), true);
+            }
             // A secret does not wait for the end, which some servers never send.
-            if !call.is_idempotent() && reply::find_secret(&text(&bytes)).is_ok() {
+            has_secret = !call.is_idempotent() && reply::find_secret(&text(&bytes)).is_ok();
+            if has_secret {
                 self.connection.stop_waiting();
             }
         }

@@ -44,6 +44,11 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
     }
     let json = format!(r#"{{"client_secret":"{SECRET}"}}"#);
     let too_long = format!("HTTP/1.1 200 \r\nContent-Length: 999\r\n\r\n{json}");
+    let mut dripping = vec![Action::Send(too_long.clone().into())];
+    for _ in 0..600 {
+        dripping.push(Action::Sleep(Duration::from_millis(100)));
+        dripping.push(Action::Send(b" ".to_vec()));
+    }
     let (without_last_chunk, _) = patch_in_two(recorded("patch-200").len() - 5);
     let cases = vec![
         Body {
@@ -59,6 +64,11 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
             name: "byte by byte for 8 s",
             actions: byte_by_byte,
             at_most: 40,
+        },
+        Body {
+            name: "followed by a blank every 100 ms",
+            actions: dripping,
+            at_most: 30,
         },
         Body {
             name: "without the last chunk",
