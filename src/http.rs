@@ -9,7 +9,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{
     ConnectProxyConnector, Connector, RustlsConnector, SocksConnector, TcpConnector,
 };
-use ureq::{Agent, Body, Error};
+use ureq::{Agent, Body, Error, ProxyProtocol};
 
 use crate::call::Call;
 use crate::connection::{self, Connection};
@@ -83,6 +83,15 @@ impl Http<'_> {
     pub fn send(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Failure> {
         self.exchange(call, headers, form).map_err(|error| {
             let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
+            if let Some(proxy) = &self.options.proxy
+                && proxy.inner.protocol() == ProxyProtocol::Https
+            {
+                // ureq does not say whose handshake failed.
+                let why = failure
+                    .why
+                    .replace("the server's", "the proxy's or the server's");
+                failure.why = why.replace("the server ", "the proxy or the server ");
+            }
             failure.may_have_been_sent = self.connection.has_sent();
             if !failure.may_have_been_sent {
                 failure.tried = self.connection.take_addresses();
