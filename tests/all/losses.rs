@@ -161,6 +161,34 @@ fn a_command_does_not_outlive_a_killed_run() {
     }
 }
 
+/// Until it has been found on PATH, the command is still a copy of the run, with its signal handler.
+#[test]
+fn a_run_that_is_killed_while_it_starts_its_command_ends_it() {
+    let path = "/a:".repeat(40_000) + "/usr/bin:/bin";
+    for milliseconds in [0, 2, 5, 10, 20] {
+        let portal = MockPortal::new(ready([regenerate()]));
+        let mut command = rotate(&portal);
+        command.env("PATH", &path).args(["--", "sleep", "60"]);
+        let mut child = in_new_session(&mut command).spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let read_children = || fs::read_to_string(&children).unwrap();
+        assert!(wait_until(|| !read_children().is_empty()));
+        let copy = read_children().trim().parse().unwrap();
+        thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(wait_until(|| !is_running(copy)), "after {milliseconds} ms");
+    }
+}
+
+/// Returns true if a process runs. One that nobody waits for may remain as a zombie.
+fn is_running(id: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{id}/stat")) {
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_) => false,
+    }
+}
+
 #[test]
 fn a_file_without_a_name_left_is_refused() {
     // As a bind mount shows a file that was replaced on the host. `/proc` shows it here.
