@@ -73,15 +73,15 @@ fn message(error: &Error) -> String {
 const TLS_WORDS: [(&str, &str); 14] = [
     (
         "invalid peer certificate: certificate expired",
-        "the server's certificate has expired (check this machine's clock, too)",
+        "the server's certificate or its intermediate has expired (check this machine's clock, too)",
     ),
     (
         "invalid peer certificate: certificate not valid yet",
-        "the server's certificate is not valid yet (check this machine's clock, too)",
+        "the server's certificate or its intermediate is not valid yet (check this machine's clock, too)",
     ),
     (
         "invalid peer certificate: certificate not valid for name",
-        "the server's certificate has a subjectAltName that does not list this host (the CN is ignored)",
+        "the subjectAltName of the server's certificate does not list this host (the CN is ignored)",
     ),
     (
         "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity",

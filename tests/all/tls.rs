@@ -62,13 +62,13 @@ fn a_portal_that_is_not_trusted_gets_no_request() {
         },
         Untrusted {
             name: "another host",
-            why: "the server's certificate has a subjectAltName that does not list this host (the CN is ignored)".to_owned(),
+            why: "the subjectAltName of the server's certificate does not list this host (the CN is ignored)".to_owned(),
             server: certificates.server("other.example"),
             ca: Some(&ca),
         },
         Untrusted {
             name: "expired",
-            why: "the server's certificate has expired (check this machine's clock, too)".to_owned(),
+            why: "the server's certificate or its intermediate has expired (check this machine's clock, too)".to_owned(),
             server: certificates.expired_server("127.0.0.1"),
             ca: Some(&ca),
         },

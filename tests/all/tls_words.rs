@@ -133,7 +133,7 @@ fn a_bad_certificate_is_named_in_plain_words() {
     let is_ca = |params: &mut CertificateParams| {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     };
-    let no_name = "the server's certificate has a subjectAltName that does not list this host";
+    let no_name = "the subjectAltName of the server's certificate does not list this host";
     for case in [
         Case {
             name: "an unknown CA, without a CA file",
@@ -177,13 +177,13 @@ fn a_bad_certificate_is_named_in_plain_words() {
             name: "not yet valid",
             server: server(&ca, &["localhost"], not_yet),
             ca_file: by_argument(),
-            cause: "the server's certificate is not valid yet (check this machine's clock, too)",
+            cause: "the server's certificate or its intermediate is not valid yet (check this machine's clock, too)",
         },
         Case {
             name: "expired",
             server: server(&ca, &["localhost"], expired),
             ca_file: by_argument(),
-            cause: "the server's certificate has expired (check this machine's clock, too)",
+            cause: "the server's certificate or its intermediate has expired (check this machine's clock, too)",
         },
         Case {
             name: "CA:TRUE",
