@@ -128,6 +128,8 @@ fn result(status: ExitStatus, has_read_all: bool) -> Result<(), String> {
 fn end_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: plain system calls.
     unsafe {
+        // Our handler would defer the signal, and a caller may have it ignored.
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
         if libc::getppid() as u32 != parent {
             // The parent has already died.

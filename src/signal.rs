@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{mem, process, ptr};
+use std::{mem, ptr};
 
 use crate::error::{State, wait_writable};
 
@@ -32,8 +32,6 @@ const ENDING: [c_int; 5] = [
 
 /// What the handler knows about the run.
 struct Run {
-    /// The process id of the program.
-    id: libc::pid_t,
     /// The end of `--timeout`. No retry begins after it.
     deadline: Option<Instant>,
     state: State,
@@ -50,7 +48,6 @@ static RUN: Mutex<Run> = Mutex::new(Run::new());
 impl Run {
     const fn new() -> Run {
         Run {
-            id: 0,
             deadline: None,
             state: State::Unreached,
             doing: String::new(),
@@ -94,23 +91,11 @@ impl Run {
         if !self.defers_signals() {
             self.end(signal);
         }
-        self.end_orphan();
         // The first signal counts, later ones change nothing: many runners send INT, then TERM.
         if self.deferred.is_none() {
             self.deferred = Some(signal);
             if self.state == State::Unknown {
                 set_timer(GRACE_AFTER_SIGNAL);
-            }
-        }
-    }
-
-    /// Ends a child that has not become the command yet, if the program was killed. Until then it has
-    /// this handler, and would defer the signal that is to end it.
-    fn end_orphan(&self) {
-        // SAFETY: plain system calls.
-        unsafe {
-            if libc::getpid() != self.id && libc::getppid() != self.id {
-                libc::_exit(1);
             }
         }
     }
@@ -159,7 +144,6 @@ impl Run {
 pub fn start(timeout: Duration) {
     change(|run| {
         *run = Run {
-            id: process::id() as libc::pid_t,
             deadline: Some(Instant::now() + timeout),
             ..Run::new()
         };

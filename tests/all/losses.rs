@@ -162,12 +162,28 @@ fn a_command_does_not_outlive_a_killed_run() {
 }
 
 /// Until it has been found on PATH, the command is still a copy of the run, with its signal handler.
+/// A signal that the caller ignores ends it, too.
 #[test]
 fn a_run_that_is_killed_while_it_starts_its_command_ends_it() {
     let path = "/a:".repeat(40_000) + "/usr/bin:/bin";
-    for milliseconds in [0, 2, 5, 10, 20] {
+    for (milliseconds, caller) in [
+        (0, libc::SIG_DFL),
+        (2, libc::SIG_DFL),
+        (5, libc::SIG_DFL),
+        (10, libc::SIG_DFL),
+        (20, libc::SIG_DFL),
+        (20, libc::SIG_IGN),
+        (200, libc::SIG_IGN),
+    ] {
         let portal = MockPortal::new(ready([regenerate()]));
         let mut command = rotate(&portal);
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGTERM, caller);
+                Ok(())
+            });
+        }
         command.env("PATH", &path).args(["--", "sleep", "60"]);
         let mut child = in_new_session(&mut command).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", child.id());
