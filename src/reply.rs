@@ -196,12 +196,16 @@ pub fn client_exists(reply: &Reply, is_signed: bool) -> Result<(), NotDone> {
 
 /// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
 pub fn regenerated(reply: &Reply, is_signed: bool) -> Result<NewSecret, NotDone> {
+    let found = find_secret(&reply.body);
     match reply.status {
         200..300 => {}
-        501 => return Err(Unclear(reply.general_cause())),
+        // 303 may be the end of a request that was carried out (RFC 9110, section 15.4.4).
+        303 | 501 => return Err(Unclear(reply.general_cause())),
+        // It may be the old secret or the new one.
+        _ if found.is_ok() => return unclear("the reply contains a client_secret all the same"),
         _ => return Err(Refused(refusal_cause(reply, is_signed))),
     }
-    let why = match find_secret(&reply.body) {
+    let why = match found {
         Ok(new) => return Ok(new),
         Err(why) => why,
     };
@@ -381,13 +385,14 @@ mod tests {
     fn what_a_status_means() {
         use Call::*;
         let [d, b, u, r] = ["done", "busy", "unclear", "refused"];
-        // In the order of the calls. A good body for each, so that only the status counts.
+        // In the order of the calls. A good body for each success, so that only the status counts.
         for (status, expected) in [
             (101, [u, u, u, u, u]),
             (200, [d, d, d, d, d]),
             (202, [d, d, d, d, r]),
             (204, [d, d, d, d, r]),
             (302, [d, d, r, r, r]),
+            (303, [d, d, u, r, r]),
             (400, [d, d, r, r, r]),
             (401, [r, d, r, r, r]),
             (403, [d, d, r, r, r]),
@@ -401,10 +406,11 @@ mod tests {
             (503, [u, u, u, u, u]),
             (999, [u, u, u, u, u]),
         ] {
+            let with_secret = if status < 300 { SECRET } else { "" };
             let good = [
                 (SignIn, JWT),
                 (Probe, ""),
-                (Regenerate, SECRET),
+                (Regenerate, with_secret),
                 (Revoke, ""),
                 (Introspect, LIVE),
             ];
@@ -430,6 +436,11 @@ mod tests {
             (Regenerate, reply(200, r#"{"client_secret":"s""#), "unclear"),
             (Regenerate, truncated(200, SECRET), "done"),
             (Regenerate, truncated(404, "{"), "refused"),
+            (Regenerate, reply(400, "{}"), "refused"),
+            // A secret is not denied.
+            (Regenerate, reply(302, SECRET), "unclear"),
+            (Regenerate, reply(400, SECRET), "unclear"),
+            (Regenerate, reply(404, SECRET), "unclear"),
             (Revoke, reply(200, r#"{"error":"no"}"#), "done"),
             (Revoke, reply(200, " \n\u{feff}<html>"), "refused"),
             (Revoke, truncated(200, "{"), "done"),

@@ -900,7 +900,7 @@ fn redirects() -> Vec<Redirect> {
         },
         Redirect {
             name: "relative, from the root",
-            status: "303 ",
+            status: "307 ",
             location: "/login?next=/".to_owned(),
             cause: redirects_to("/login"),
             ..Redirect::default()
@@ -1200,6 +1200,7 @@ struct Lost {
 }
 
 const CLOSED: &str = "200: the connection was closed before the reply was complete";
+const ALL_THE_SAME: &str = "the reply contains a client_secret all the same";
 const NO_SECRET: &str = "200: no valid client_secret in the reply";
 
 fn lost_secrets() -> Vec<Lost> {
@@ -1211,6 +1212,7 @@ fn lost_secrets() -> Vec<Lost> {
     let page = "<html><head><title>Sign\nin</title>";
     let open_page = format!("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{page}").into_bytes();
     let large = format!(r#"{{"x":"{}"}}"#, "x ".repeat(40_000));
+    let secret = format!(r#"{{"client_secret":"{SECRET}"}}"#);
     vec![
         Lost {
             name: "truncated JSON",
@@ -1330,6 +1332,24 @@ fn lost_secrets() -> Vec<Lost> {
             name: "501",
             reply: empty("501 "),
             said: "501".to_owned(),
+            ..Lost::default()
+        },
+        Lost {
+            name: "303, after which it may be done",
+            reply: response("303 ", "Location: /done", ""),
+            said: format!("303: {}", redirects_to("/done")),
+            ..Lost::default()
+        },
+        Lost {
+            name: "a redirect with a secret",
+            reply: response("302 ", "Location: /done", &secret),
+            said: format!("302: {ALL_THE_SAME}"),
+            ..Lost::default()
+        },
+        Lost {
+            name: "a refusal with a secret",
+            reply: with_status("400 ", &recorded("patch-200")),
+            said: format!("400: {ALL_THE_SAME}"),
             ..Lost::default()
         },
         Lost {

@@ -58,6 +58,7 @@ enum Answer {
     Unusable,
     TruncatedJson,
     WebPage,
+    SecretInRefusal,
     Status(u16),
     Busy,
     /// Garbled, incomplete, or missing.
@@ -74,6 +75,7 @@ fn is_last(name: &str, answer: Answer, refused: u8) -> Result<bool, u8> {
     match (name, answer) {
         (_, Good) | ("PATCH regenerate", Created) => Ok(true),
         (_, Busy | NotSent) => Ok(false),
+        ("PATCH regenerate", Status(303)) => Err(7),
         ("PATCH regenerate", Status(..408 | 409..500)) => Err(refused),
         ("PATCH regenerate", _) => Err(7),
         (_, Nothing | Status(408 | 425 | 500 | 502..)) => Ok(false),
@@ -206,7 +208,7 @@ impl Walk {
             5..=8 => (Good, good.replacen("keep-alive", "close", 1)),
             9..=12 => {
                 let status = random.pick(&[
-                    300, 301, 307, 400, 401, 403, 404, 405, 408, 409, 410, 425, 499,
+                    300, 301, 303, 307, 400, 401, 403, 404, 405, 408, 409, 410, 425, 499,
                 ]);
                 let body = random.pick(&[
                     "",
@@ -241,6 +243,7 @@ impl Walk {
                 WebPage,
                 text("200 ", "Content-Type: text/html; charset=utf-8", page),
             ),
+            23 => (SecretInRefusal, good.replacen("200", "400", 1)),
             _ => (Good, good),
         };
         let end = if kind == 0 {

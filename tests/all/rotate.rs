@@ -290,7 +290,7 @@ fn a_refusal_is_shown_in_the_servers_words() {
         },
         Case {
             name: "JSON sent as text",
-            reply: response("409 ", TEXT, r#"{"client_secret":"hush"}"#),
+            reply: response("409 ", TEXT, r#"{"secret":"hush"}"#),
             said: "409",
             ..Case::default()
         },
