@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, ExitStatus};
 
 use crate::error::wait_writable;
-use crate::secret::{escape, shorten};
+use crate::secret::escape;
 use crate::settings::Options;
 use crate::signal;
 
@@ -38,7 +38,7 @@ impl Command {
             return Err(io::Error::other("not found, or not executable"));
         };
         if let Some(interpreter) = missing_interpreter(&program) {
-            let interpreter = shorten(escape(&interpreter));
+            let interpreter = escape(&interpreter);
             let why = format!("its interpreter {interpreter} does not exist");
             return Err(io::Error::other(why));
         }

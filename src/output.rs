@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::command::Command;
 use crate::error::{Error, State, io_message, wait_writable};
-use crate::secret::{NewSecret, escape, shorten};
+use crate::secret::{NewSecret, escape};
 use crate::settings::Options;
 use crate::signal;
 
@@ -29,8 +29,8 @@ impl Destination {
     pub fn name(&self) -> String {
         match self {
             Destination::Stdout => "stdout".to_owned(),
-            Destination::File(path) => format!("--output {}", shorten(escape(path.as_os_str()))),
-            Destination::Command(name, _) => format!("the command {}", shorten(escape(name))),
+            Destination::File(path) => format!("--output {}", escape(path.as_os_str())),
+            Destination::Command(name, _) => format!("the command {}", escape(name)),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::address::{Proxy, Url, is_loopback};
 use crate::cli::{Arguments, Mode};
 use crate::error::{Error, io_message};
 use crate::output::Destination;
-use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, shorten, trim};
+use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, trim};
 use crate::signal;
 
 /// The longest files, in bytes: the longest key with some whitespace, and ten times the CAs of a
@@ -94,7 +94,7 @@ fn path_to_show(path: &OsStr) -> String {
     if may_be_key || !shown.contains('/') {
         return "the file".to_owned();
     }
-    shorten(shown)
+    shown
 }
 
 /// Reads and checks all settings.
@@ -210,7 +210,7 @@ fn destination(output: Option<PathBuf>, command: Option<Vec<OsString>>) -> Desti
 }
 
 fn read_ca_file(path: &Path, source: &str) -> Result<CaFile, Error> {
-    let name = format!("{} (from {source})", shorten(escape(path.as_os_str())));
+    let name = format!("{} (from {source})", escape(path.as_os_str()));
     let pem = match read_file(path.as_os_str(), "the CA file", MAX_CA_FILE) {
         Ok(pem) => pem,
         Err(error) => {

@@ -312,9 +312,19 @@ fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
                 "the proxy's address",
             ),
             (
-                &["--output", &format!("missing/{other}")],
+                &["--output", &format!("{}{other}", "long/".repeat(40))],
                 "",
                 "--output or COMMAND",
+            ),
+            (
+                &["--", &format!("{}{other}", "long/".repeat(40))],
+                "",
+                "--output or COMMAND",
+            ),
+            (
+                &["--cacert", &format!("{}{other}", "long/".repeat(40))],
+                "",
+                "the CA file",
             ),
             (&[&format!("x-{other}")], "", "CLIENT_ID"),
         ] {
