@@ -160,7 +160,15 @@ fn try_create(path: &Path) -> io::Result<()> {
 /// necessary.
 fn reserve_room(file: &File, start: u64) -> io::Result<()> {
     let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.blocks() * 512 >= start + MIN_FREE_SPACE {
+    let end = start + MIN_FREE_SPACE;
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    // Only a write would tell.
+    if end > size_limit() {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    if metadata.blocks() * 512 >= end {
         return Ok(());
     }
     let (start, room) = (start as libc::off_t, MIN_FREE_SPACE as libc::off_t);
@@ -171,6 +179,17 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
         return fail_if_full(Err(io::Error::last_os_error()));
     }
     Ok(())
+}
+
+/// Returns the largest size that this process may give a file, in bytes (getrlimit(2)).
+fn size_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the structure outlives the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    limit.rlim_cur
 }
 
 /// Returns the error of a full disk, a quota or a size limit. Any other is ignored: not every file

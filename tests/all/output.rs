@@ -191,13 +191,41 @@ fn a_bad_file_is_refused() {
             command
         });
     }
-    // In units of 512 bytes.
-    for limit in [0, 1, 7] {
-        let script = format!("ulimit -f {limit}; rotate -o new");
-        let error = "cannot write to --output new: File too large";
-        assert_refused(error, |portal| in_shell(portal, &folder, &script));
-    }
     assert_eq!(folder.names(), ["dangling", "folder"]);
+}
+
+/// A block on the disk does not show it: the file has one, but may not grow.
+#[test]
+fn a_file_size_limit_is_found_before_anything_is_sent() {
+    let folder = Folder::new();
+    folder.file("small", "old");
+    folder.file("large", [b'x'; 8192]);
+    // In units of 512 bytes.
+    for (script, name) in [
+        ("ulimit -f 0; rotate -o new", "--output new"),
+        ("ulimit -f 1; rotate -o new", "--output new"),
+        ("ulimit -f 7; rotate -o new", "--output new"),
+        ("ulimit -f 0; rotate -o small", "--output small"),
+        ("ulimit -f 7; rotate -o small", "--output small"),
+        ("ulimit -f 7; rotate -o large --check", "--output large"),
+        ("ulimit -f 0; rotate > log", "stdout"),
+        ("ulimit -f 23; rotate >> large", "stdout"),
+    ] {
+        let error = format!("cannot write to {name}: File too large");
+        assert_refused(&error, |portal| in_shell(portal, &folder, script));
+    }
+    assert_eq!(folder.names(), ["large", "log", "small"]);
+}
+
+#[test]
+fn a_file_size_limit_that_leaves_room_is_fine() {
+    let folder = Folder::new();
+    let small = folder.file("small", "old");
+    let large = folder.file("large", [b'x'; 8192]);
+    run_in_shell(good_run(), &folder, "ulimit -f 8; rotate -o small").assert_run(0, "", &[]);
+    assert_eq!(read(&small), secret_line());
+    run_in_shell(good_run(), &folder, "ulimit -f 24; rotate >> large").assert_run(0, "", &[]);
+    assert_eq!(metadata(&large).len(), 8192 + 37);
 }
 
 #[test]
