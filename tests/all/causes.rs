@@ -863,7 +863,14 @@ fn redirects() -> Vec<Redirect> {
             name: "http to https on the same host",
             status: "301 ",
             location: "https://127.0.0.1/api/2.0".to_owned(),
-            cause: "it redirects to https://: begin the address with https://".to_owned(),
+            cause: "it redirects to https://: begin the address with https://127.0.0.1".to_owned(),
+            ..Redirect::default()
+        },
+        Redirect {
+            name: "http to https on another port of the same host",
+            location: "https://127.0.0.1:8443/api/2.0".to_owned(),
+            cause: "it redirects to https://: begin the address with https://127.0.0.1:8443"
+                .to_owned(),
             ..Redirect::default()
         },
         Redirect {
@@ -921,6 +928,18 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "a bad address",
             location: "http://[login/".to_owned(),
+            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            ..Redirect::default()
+        },
+        Redirect {
+            name: "a space",
+            location: "https://login.invalid/sign in".to_owned(),
+            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            ..Redirect::default()
+        },
+        Redirect {
+            name: "a space in a path",
+            location: "/sign in".to_owned(),
             cause: "it redirects to an address that is relative or not valid".to_owned(),
             ..Redirect::default()
         },
