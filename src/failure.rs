@@ -29,7 +29,8 @@ impl Failure {
             ),
             (None, Some(status)) => {
                 let is_final = (300..500).contains(&status) && status != 408 && status != 429;
-                (is_final, format!("the proxy refused with status {status}"))
+                let why = format!("the proxy answered CONNECT with status {status}");
+                (is_final, why)
             }
             (None, None) => (false, message(error)),
         };
@@ -53,7 +54,8 @@ fn tls_text(error: &Error) -> Option<String> {
     }
 }
 
-fn message(error: &Error) -> String {
+/// Says in plain words what went wrong, if it is no error of TLS.
+pub fn message(error: &Error) -> String {
     match error {
         Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
             "the connection was closed".to_owned()
@@ -63,8 +65,19 @@ fn message(error: &Error) -> String {
             format!("no connection within {} s", connection::TIMEOUT.as_secs())
         }
         Error::Timeout(_) => "timed out waiting for a reply".to_owned(),
-        Error::Protocol(_) => "the reply is not HTTP/1.1".to_owned(),
+        Error::Protocol(error) => {
+            // HTTP/2 cannot be told from garbage. ureq does not export the kinds of this error.
+            let text = error.to_string();
+            if text.starts_with("http parse fail") {
+                "the reply is not HTTP/1.1".to_owned()
+            } else if text.ends_with("too many headers") {
+                "the reply has too many header lines".to_owned()
+            } else {
+                "the reply is not valid HTTP".to_owned()
+            }
+        }
         Error::LargeResponseHeader(..) => "the header of the reply is too large".to_owned(),
+        Error::ConnectProxyFailed(_) => "the proxy gave no valid answer to CONNECT".to_owned(),
         error => error.to_string(),
     }
 }
@@ -120,7 +133,7 @@ const TLS_WORDS: [(&str, &str); 14] = [
         "the server requires a client certificate",
     ),
     (
-        "received corrupt message",
+        "received corrupt message of type InvalidContentType",
         "the server does not speak TLS on this port",
     ),
     // The texts of ureq's SOCKS connector.
@@ -162,7 +175,7 @@ fn unknown_ca_message(ca_file: Option<&CaFile>) -> String {
     }
 }
 
-/// Returns the status with which a proxy refused. ureq has it only in words: `proxy server
+/// Returns the status with which a proxy answered CONNECT. ureq has it only in words: `proxy server
 /// responded 407/407`.
 fn proxy_status(error: &Error) -> Option<u16> {
     let Error::ConnectProxyFailed(why) = error else {
@@ -213,6 +226,10 @@ mod tests {
             (
                 "received corrupt message of type InvalidContentType",
                 "does not speak TLS",
+            ),
+            (
+                "received corrupt message of type MissingData(\"x\")",
+                "TLS failed",
             ),
             ("invalid response version", "does not speak SOCKS"),
             ("cannot decrypt peer's message", "TLS failed"),

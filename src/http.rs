@@ -13,7 +13,7 @@ use ureq::{Agent, Body, Error, ProxyProtocol};
 
 use crate::call::Call;
 use crate::connection::{self, Connection};
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
 use crate::settings::Options;
 use crate::signal;
@@ -87,10 +87,7 @@ impl Http<'_> {
                 && proxy.inner.protocol() == ProxyProtocol::Https
             {
                 // ureq does not say whose handshake failed.
-                let why = failure
-                    .why
-                    .replace("the server's", "the proxy's or the server's");
-                failure.why = why.replace("the server ", "the proxy or the server ");
+                failure.why = failure.why.replace("the server", "the proxy or the server");
             }
             failure.may_have_been_sent = self.connection.has_sent();
             if !failure.may_have_been_sent {
@@ -121,8 +118,8 @@ impl Http<'_> {
             challenge: list_of(&parts.headers, "www-authenticate"),
             redirect: self.options.url.redirect(&location, &self.options.client),
             retry_after: header("retry-after"),
-            truncated,
             body,
+            truncated,
         })
     }
 
@@ -160,21 +157,21 @@ impl Http<'_> {
         self.agent.run(request.build())
     }
 
-    /// Reads the body as far as it comes. Returns it, and whether its end is missing.
-    fn read_body(&self, call: Call, mut body: Body) -> (String, bool) {
-        let mut reader = body.as_reader().take(MAX_BODY as u64);
+    /// Reads the body as far as it comes. Returns it, and why its end is missing.
+    fn read_body(&self, call: Call, mut body: Body) -> (String, Option<String>) {
+        let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
         let mut buffer = [0; 4096];
         let mut has_secret = false;
         loop {
             match reader.read(&mut buffer) {
-                Ok(0) => return (text(&bytes), bytes.len() == MAX_BODY),
+                // What follows the secret does not matter.
+                Ok(read) if read == 0 || has_secret => return (text(&bytes), None),
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
-                Err(_) => return (text(&bytes), true),
+                Err(error) => return (text(&bytes), Some(failure::message(&error.into()))),
             }
-            if has_secret {
-                // More came, but not the end.
-                return (text(&bytes), true);
+            if bytes.len() > MAX_BODY {
+                return (text(&bytes), Some("it is too large".to_owned()));
             }
             // A secret does not wait for the end, which some servers never send.
             has_secret = !call.is_idempotent() && reply::find_secret(&text(&bytes)).is_ok();
@@ -195,8 +192,6 @@ fn list_of(headers: &HeaderMap, name: &str) -> String {
     values.join(", ").to_ascii_lowercase()
 }
 
-/// Returns the text of a body, without the mark that some servers begin it with.
 fn text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.trim_start_matches('\u{feff}').to_owned()
+    String::from_utf8_lossy(bytes).into_owned()
 }

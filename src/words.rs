@@ -20,7 +20,7 @@ pub fn server_words(reply: &Reply) -> Vec<String> {
     if text.starts_with('<') {
         return title(text).into_iter().collect();
     }
-    if reply.is_success() || reply.truncated {
+    if reply.is_success() || reply.truncated.is_some() {
         return vec![];
     }
     let Ok(json) = reply.json() else {
@@ -117,7 +117,7 @@ mod tests {
             };
             assert_eq!(server_words(&told), said, "{body}");
             let cut = Reply {
-                truncated: true,
+                truncated: Some(String::new()),
                 content_type: content_type.to_owned(),
                 ..reply(body)
             };

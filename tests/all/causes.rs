@@ -1218,7 +1218,7 @@ struct Lost {
     said: String,
 }
 
-const CLOSED: &str = "200: the connection was closed before the reply was complete";
+const CLOSED: &str = "200: the reply is incomplete: the connection was closed";
 const ALL_THE_SAME: &str = "the reply contains a client_secret all the same";
 const NO_SECRET: &str = "200: no valid client_secret in the reply";
 
@@ -1262,6 +1262,12 @@ fn lost_secrets() -> Vec<Lost> {
             reply: chunked[..middle].to_vec(),
             then: Some(Action::Close),
             said: CLOSED.to_owned(),
+        },
+        Lost {
+            name: "a chunk with an invalid length",
+            reply: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n".to_vec(),
+            then: Some(Action::Hang),
+            said: "200: the reply is incomplete: the reply is not valid HTTP".to_owned(),
         },
         Lost {
             name: "closed before the body",
@@ -1320,7 +1326,7 @@ fn lost_secrets() -> Vec<Lost> {
         Lost {
             name: "too large",
             reply: json(large),
-            said: "200: the reply is too large".to_owned(),
+            said: "200: the reply is incomplete: it is too large".to_owned(),
             ..Lost::default()
         },
         Lost {

@@ -102,7 +102,7 @@ fn a_certificate_behind_a_tls_proxy_is_not_blamed_on_the_portal_alone() {
         .current_dir(scene.folder.as_ref());
     let (_folder, other, _) = authority();
     scene.folder.file("other.pem", &other.ca_pem);
-    let cause = "no CA in other.pem (from --cacert) issued the proxy's or the server's certificate, \
+    let cause = "no CA in other.pem (from --cacert) issued the proxy or the server's certificate, \
                  or the proxy or the server does not send its intermediate certificate; ";
     run(&mut command).fails_with(3, cause);
 }
@@ -149,7 +149,7 @@ fn a_proxy_that_refuses_for_good_is_3_at_once() {
     for status in [302, 403, 407] {
         let reply = response(&format!("{status} "), "", "");
         let scene = Scene::answering("http", &reply);
-        let why = format!("the proxy refused with status {status}; {REFUSED}");
+        let why = format!("the proxy answered CONNECT with status {status}; {REFUSED}");
         scene.fails_with(3, &why);
         assert_eq!(scene.proxy.requests().len(), 1);
     }
@@ -167,9 +167,9 @@ fn is_tried_again(scheme: &'static str, answer: &[u8], why: &str) {
 
 #[test]
 fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
-    for_each(vec![408, 429, 502], |status| {
+    for_each(vec![201, 408, 429, 502], |status| {
         let reply = response(&format!("{status} "), "", "");
-        let why = format!("the proxy refused with status {status}, and ");
+        let why = format!("the proxy answered CONNECT with status {status}, and ");
         is_tried_again("http", &reply, &why);
     });
 }
@@ -178,6 +178,16 @@ fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
 fn a_proxy_that_answers_with_garbage_is_tried_again_and_is_4() {
     let why = "the reply is not HTTP/1.1, and ";
     is_tried_again("http", b"garbage\r\n\r\n", why);
+}
+
+#[test]
+fn a_proxy_that_sends_too_much_is_tried_again_and_is_4() {
+    let answer = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(40_000));
+    let why = "the proxy gave no valid answer to CONNECT, and ";
+    is_tried_again("http", answer.as_bytes(), why);
+    let answer = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(200));
+    let why = "the reply has too many header lines, and ";
+    is_tried_again("http", answer.as_bytes(), why);
 }
 
 #[test]
