@@ -3,6 +3,8 @@
 //! What stands in front of a portal refuses with the same statuses. So a status alone proves
 //! nothing. The facts were observed on real portals, or read in the source of DocSpace 3.7.2.
 
+use serde_json::Value;
+
 use crate::reply::Reply;
 
 pub const WEB_PAGE: &str = "a web page, not an API reply";
@@ -43,26 +45,25 @@ impl Reply {
     }
 }
 
-/// What in front of a portal asks for with the same status.
-const CHALLENGES: [&str; 3] = ["basic", "negotiate", "ntlm"];
+/// The schemes that ask for a password (RFC 9110, section 11.1). Portals use none of them.
+const PASSWORD_SCHEMES: [&str; 4] = ["basic", "digest", "negotiate", "ntlm"];
 
 /// Says why the sign-in gave no signature.
 pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    let is_challenged = CHALLENGES
-        .iter()
-        .any(|scheme| reply.challenge.contains(scheme));
+    let mut challenge = reply.challenge.split([',', ' ']);
+    let asks_for_password = challenge.any(|word| PASSWORD_SCHEMES.contains(&word));
     let cause = match reply.status {
-        401 if is_challenged => "something in front of the portal asks for a password",
+        401 if asks_for_password => "something in front of the portal asks for a password",
         401 if !reply.is_empty() => return None,
         401 if is_api_key => "the key is wrong, deactivated or expired, or its user is disabled",
         401 => {
             "the key is wrong, deactivated or expired, or its user is disabled \
              (it does not begin with sk-, so it is not an API key)"
         }
-        402 => "the portal's subscription or licence has lapsed",
+        402 if reply.is_problem() => "the portal's subscription or licence has lapsed",
         403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
         404 if reply.is_problem() => "the portal is suspended or being removed",
         403 | 404 if !reply.is_empty() => return None,
@@ -77,6 +78,14 @@ pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
     Some(cause.to_owned())
 }
 
+/// Before 3.7.1, portals say `reason` and no more. Others say it, too, beside other fields.
+fn is_old_not_found(reply: &Reply) -> bool {
+    match reply.json() {
+        Ok(Value::Object(fields)) => fields.len() == 1 && fields.contains_key("reason"),
+        _ => false,
+    }
+}
+
 /// Says why a signed call was refused.
 pub fn refusal_cause(reply: &Reply, is_signed: bool) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
@@ -89,8 +98,7 @@ pub fn refusal_cause(reply: &Reply, is_signed: bool) -> Option<String> {
         403 if is_signed && reply.is_empty() && reply.content_type.is_empty() => {
             "the identity service does not accept the portal's signature, or is failing"
         }
-        // Before 3.7.1 it says `reason`.
-        404 if reply.is_problem() || reply.json().unwrap_or_default().get("reason").is_some() => {
+        404 if reply.is_problem() || is_old_not_found(reply) => {
             "no client with this id, or the key's user may not manage it"
         }
         _ => return None,

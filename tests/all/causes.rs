@@ -227,6 +227,18 @@ fn a_sign_in_that_is_not_authorized() {
             ..SignInRow::default()
         },
         SignInRow {
+            name: "a bearer of a realm called basic",
+            reply: response("401 ", "WWW-Authenticate: Bearer realm=\"basic\"", ""),
+            said: format!("401: {WRONG_KEY}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "Digest after a bearer in one line",
+            reply: response("401 ", "WWW-Authenticate: Bearer,Digest realm=\"x\"", ""),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
             name: "Basic",
             reply: with_header(basic, &recorded("token-401")),
             said: format!("401: {PASSWORD}"),
@@ -345,6 +357,12 @@ fn a_sign_in_without_a_signature() {
             name: "402",
             reply: recorded("token-402"),
             said: "402: the portal's subscription or licence has lapsed".to_owned(),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "402 of something else",
+            reply: plain("402 ", "quota exceeded"),
+            said: "402: quota exceeded".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -670,6 +688,15 @@ fn a_call_that_is_refused() {
             words: " (no such client)",
             signed: NO_CLIENT,
             unsigned: NO_CLIENT,
+        },
+        Refusal {
+            name: "404 of Kubernetes",
+            reply: json_with(
+                "404 ",
+                r#"{"kind":"Status","reason":"NotFound","code":404}"#,
+            ),
+            words: " (NotFound)",
+            ..Refusal::default()
         },
         Refusal {
             name: "404, other JSON",
