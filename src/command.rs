@@ -39,7 +39,7 @@ impl Command {
         };
         if let Some(interpreter) = missing_interpreter(&program) {
             let interpreter = escape(&interpreter);
-            let why = format!("its interpreter {interpreter} does not exist");
+            let why = format!("its interpreter {interpreter} does not exist, or is not executable");
             return Err(io::Error::other(why));
         }
         let (reader, writer) = io::pipe()?;
@@ -150,8 +150,9 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     files.find(|file| is_executable(file))
 }
 
-/// Returns the interpreter of a script if there is no such file (execve(2)). A script with Windows
-/// line ends names `/bin/sh` and a carriage return.
+/// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). A
+/// script with Windows line ends has a carriage return in its name, or in that of what it runs:
+/// `/usr/bin/env sh` and a carriage return.
 fn missing_interpreter(program: &Path) -> Option<OsString> {
     let mut start = vec![];
     let file = File::open(program).ok()?;
@@ -159,13 +160,15 @@ fn missing_interpreter(program: &Path) -> Option<OsString> {
     let line = start
         .strip_prefix(b"#!")?
         .split(|byte| *byte == b'\n')
-        .next()?;
-    let mut words = line.split(|byte| b" \t".contains(byte));
-    let interpreter = OsStr::from_bytes(words.find(|word| !word.is_empty())?);
-    if Path::new(interpreter).exists() {
+        .next()?
+        .trim_ascii_start();
+    let name = line.split(|byte| b" \t".contains(byte)).next()?;
+    let interpreter = Path::new(OsStr::from_bytes(name));
+    let is_usable = is_executable(interpreter) && !line.ends_with(b"\r");
+    if is_usable || name.is_empty() {
         return None;
     }
-    Some(interpreter.to_owned())
+    Some(OsStr::from_bytes(line).to_owned())
 }
 
 fn is_executable(file: &Path) -> bool {

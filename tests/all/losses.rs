@@ -322,6 +322,8 @@ fn a_script_with_windows_line_ends_sends_nothing() {
         file.to_str().unwrap().to_owned()
     };
     let windows = script("windows", "#!/bin/sh\r\ncat > /dev/null\r\n");
+    let by_env = script("by-env", "#!/usr/bin/env sh\r\ncat > /dev/null\r\n");
+    let folder_name = script("folder", "#!/tmp\n");
     let missing = script("missing", "#! /nowhere/interpreter -x\n");
     let argument = "COMMAND: an argument ends in a carriage return (Windows line endings?)";
     for (args, error) in [
@@ -329,12 +331,26 @@ fn a_script_with_windows_line_ends_sends_nothing() {
         (vec!["--", "sh", "-c", "cat", "x\r"], argument.to_owned()),
         (
             vec!["--", windows.as_str()],
-            format!(r"cannot run the command {windows}: its interpreter /bin/sh\r does not exist"),
+            format!(
+                r"cannot run the command {windows}: its interpreter /bin/sh\r does not exist, or is not executable"
+            ),
+        ),
+        (
+            vec!["--", by_env.as_str()],
+            format!(
+                r"cannot run the command {by_env}: its interpreter /usr/bin/env sh\r does not exist, or is not executable"
+            ),
+        ),
+        (
+            vec!["--", folder_name.as_str()],
+            format!(
+                "cannot run the command {folder_name}: its interpreter /tmp does not exist, or is not executable"
+            ),
         ),
         (
             vec!["--", missing.as_str()],
             format!(
-                "cannot run the command {missing}: its interpreter /nowhere/interpreter does not exist"
+                "cannot run the command {missing}: its interpreter /nowhere/interpreter -x does not exist, or is not executable"
             ),
         ),
     ] {
