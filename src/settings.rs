@@ -84,6 +84,9 @@ fn read_file(path: &OsStr, what: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut text = vec![];
     // Anything longer (/dev/zero) is not read to its end.
     File::open(path)?.take(limit).read_to_end(&mut text)?;
+    if text.len() as u64 == limit {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
     Ok(text)
 }
 

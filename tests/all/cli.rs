@@ -135,6 +135,13 @@ fn mistakes_send_nothing() {
             "--url: the address has a query ('?') or fragment",
         ),
         (
+            &[
+                "--url",
+                &format!("https://portal.invalid/{}", "x".repeat(2000)),
+            ],
+            "--url: the address is too long",
+        ),
+        (
             &["--cacert", "a\n.pem"],
             "--cacert: contains a control character (Windows line endings?)",
         ),
@@ -149,6 +156,10 @@ fn mistakes_send_nothing() {
         (
             &["--cacert", "/dev/null"],
             "the CA file /dev/null (from --cacert) contains no certificate in PEM format",
+        ),
+        (
+            &["--cacert", "/dev/zero"],
+            "cannot read the CA file /dev/zero (from --cacert): File too large",
         ),
     ] {
         assert_usage_error(settings(&portal).args(args), words);
@@ -257,7 +268,7 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
     is_mistake(
         "DOCSPACE_API_KEY",
         Path::new("/dev/zero"),
-        &format!(" {NO_KEY}"),
+        ": cannot read /dev/zero: File too large",
     );
     for variable in ["DOCSPACE_API_KEY", "DOCSPACE_CLIENT_ID"] {
         is_mistake(variable, Path::new("/"), ": cannot read /: Is a directory");
