@@ -190,7 +190,9 @@ fn path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Error> {
 impl From<lexopt::Error> for Error {
     fn from(error: lexopt::Error) -> Error {
         let what = match error {
-            UnexpectedOption(option) if may_be_key(&option) => {
+            UnexpectedOption(option)
+                if option.contains("sk-") || looks_like_secret(&option, "") =>
+            {
                 "[hidden]: unknown option".to_owned()
             }
             UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
@@ -199,11 +201,6 @@ impl From<lexopt::Error> for Error {
         };
         Error::new(State::Usage, what)
     }
-}
-
-fn may_be_key(option: &str) -> bool {
-    let name = option.trim_start_matches('-').to_ascii_lowercase();
-    name.starts_with("sk-") || looks_like_secret(option, "")
 }
 
 fn step(text: &OsStr) -> Result<Mode, Error> {

@@ -106,16 +106,13 @@ impl Http<'_> {
         }
         let (parts, body) = response.into_parts();
         let (body, truncated) = self.read_body(call, body);
-        let header = |name| match parts.headers.get(name) {
-            Some(value) => value.to_str().unwrap_or_default().to_owned(),
-            None => String::new(),
-        };
+        let header = |name| joined(&parts.headers, name);
         let location = header("location");
         Ok(Reply {
             status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
-            content_encoding: list_of(&parts.headers, "content-encoding"),
-            challenge: list_of(&parts.headers, "www-authenticate"),
+            content_encoding: header("content-encoding").to_ascii_lowercase(),
+            challenge: header("www-authenticate").to_ascii_lowercase(),
             redirect: self.options.url.redirect(&location, &self.options.client),
             retry_after: header("retry-after"),
             body,
@@ -182,14 +179,13 @@ impl Http<'_> {
     }
 }
 
-/// Returns a header field that may come in several lines, in lower case. Not all of it has to be
-/// ASCII.
-fn list_of(headers: &HeaderMap, name: &str) -> String {
+/// Returns a header field, which may come in several lines (RFC 9110, section 5.3).
+fn joined(headers: &HeaderMap, name: &str) -> String {
     let mut values = vec![];
     for value in headers.get_all(name) {
-        values.push(String::from_utf8_lossy(value.as_bytes()));
+        values.push(text(value.as_bytes()));
     }
-    values.join(", ").to_ascii_lowercase()
+    values.join(", ")
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -287,11 +287,10 @@ pub fn expiry(reply: &Reply) -> Option<String> {
     }
     let json = reply.json().ok()?;
     let date = json["response"]["expiresAt"].as_str()?.get(..10)?;
-    let is_date = date.bytes().enumerate().all(|(at, byte)| match at {
-        4 | 7 => byte == b'-',
-        _ => byte.is_ascii_digit(),
-    });
-    is_date.then(|| date.to_owned())
+    if !date.chars().all(|c| c.is_ascii_digit() || c == '-') {
+        return None;
+    }
+    Some(date.to_owned())
 }
 
 /// Returns the wait after an attempt, counted from 0: doubled from 1 s to 10 s, or longer if the

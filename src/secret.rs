@@ -47,15 +47,12 @@ impl Secret {
 
     /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
     pub fn signature(text: &str) -> Option<Secret> {
-        let is_base64url = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        let is_part = |part: &&str| !part.is_empty() && part.bytes().all(is_base64url);
-        let parts: Vec<&str> = text.split('.').collect();
-        let is_jwt = parts.len() == 3 && parts.iter().all(is_part);
-        if is_jwt && text.len() <= MAX_KEY {
-            Some(Secret::new(text))
-        } else {
-            None
+        let mut parts = text.split('.');
+        let is_valid = parts.all(|part| !part.is_empty() && part.chars().all(is_base64url));
+        if !is_valid || text.matches('.').count() != 2 || text.len() > MAX_KEY {
+            return None;
         }
+        Some(Secret::new(text))
     }
 
     pub fn expose(&self) -> &str {
@@ -91,6 +88,10 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(HIDDEN)
     }
+}
+
+fn is_base64url(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }
 
 /// Returns a text of 1 to `max` printable ASCII characters without spaces.
@@ -146,8 +147,7 @@ pub fn shorten(line: String) -> String {
 /// Returns true if the text may contain an unknown secret: many letters, digits, `-` and `_` in a
 /// row, other than `known`, whose case does not matter.
 pub fn looks_like_secret(text: &str, known: &str) -> bool {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let mut words = text.split(|c| !is_part(c));
+    let mut words = text.split(|c| !is_base64url(c));
     words.any(|word| word.len() >= UNKNOWN_SECRET && !word.eq_ignore_ascii_case(known))
 }
 
