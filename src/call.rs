@@ -1,4 +1,4 @@
-//! The calls to a portal, and everything in which they differ.
+//! The kinds of calls.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -32,7 +32,7 @@ impl Call {
         }
     }
 
-    /// Returns the name in messages, in the words of the vendor's sample.
+    /// Returns the name in messages, as in the vendor's sample.
     pub fn name(self) -> &'static str {
         match self {
             Call::SignIn => "[GET token]",
@@ -44,18 +44,13 @@ impl Call {
         }
     }
 
-    /// Each PATCH makes another secret. One that got no answer may still take effect minutes later,
-    /// and would replace the secret of a second one (observed).
+    /// Each PATCH makes another secret. An unanswered one may take effect minutes later, and replace
+    /// the secret of the next (observed).
     pub fn is_idempotent(self) -> bool {
         self != Call::Regenerate
     }
 
-    /// Returns true for what the run can do without. It gets less time.
-    pub fn is_optional(self) -> bool {
-        self == Call::Expiry
-    }
-
-    /// These calls go to the identity service, which accepts no API key, only its signature.
+    /// These calls carry the signature, if there is one: the identity service of portals requires it.
     pub fn is_signed(self) -> bool {
         matches!(self, Call::Probe | Call::Regenerate | Call::Revoke)
     }
@@ -65,8 +60,8 @@ impl Call {
         matches!(self, Call::SignIn | Call::Regenerate)
     }
 
-    /// Before the PATCH, a TLS error ends the run even if it comes instead of a reply: TLS 1.3
-    /// reports a missing client certificate only then.
+    /// Returns true for the calls before the PATCH. There, a TLS error ends the run even if it comes
+    /// in place of a reply: TLS 1.3 reports a missing client certificate only then.
     pub fn is_preparation(self) -> bool {
         matches!(self, Call::SignIn | Call::Probe)
     }

@@ -85,21 +85,23 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns true if a byte of the request may have left.
     pub fn has_sent(&self) -> bool {
         self.lock().sent
     }
 
-    /// From now on, waits only briefly: all that matters of the reply has come. If its end comes, too,
-    /// the connection can be kept.
+    /// Waits only briefly from now on: all that matters of the reply has come. If its end comes too,
+    /// the connection can be used again.
     pub fn stop_waiting(&self) {
         self.lock().is_done = true;
     }
 
-    /// Returns the addresses that were tried, as in ` (127.0.0.9)`, and forgets them: the host may
-    /// have moved.
+    /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the
+    /// host may have moved.
     pub fn take_addresses(&self) -> String {
         let mut inner = self.lock();
+        if inner.sent {
+            return String::new();
+        }
         let addresses = mem::take(&mut inner.addresses);
         let mut shown: Vec<String> = vec![];
         for address in addresses.iter().take(MAX_SHOWN) {
@@ -124,8 +126,8 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             (Ipv6Addr::LOCALHOST, port).into(),
         ]);
     }
-    // A black-holed IPv6 address is common in containers and CI runners, and takes the whole time
-    // to connect. Where there is no IPv4, it fails at once. So IPv4 comes first.
+    // A black-holed IPv6 address is common in containers and CI runners, and uses up the time to
+    // connect. Where there is no IPv4, it fails at once. So IPv4 comes first.
     let found = (host, port).to_socket_addrs()?;
     let (mut addresses, ipv6): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv4);
     addresses.extend(ipv6);
@@ -152,7 +154,7 @@ impl<In: Transport> Connector<In> for Connection {
         inner: Option<In>,
     ) -> Result<Option<Watched<In>>, Error> {
         // For a CONNECT proxy ureq runs the chain twice. The run without a proxy in the
-        // configuration connects to the proxy itself, which gets no byte of the request.
+        // configuration carries only the CONNECT, and no byte of the request.
         let is_to_proxy = self.lock().is_proxied && details.config.proxy().is_none();
         Ok(inner.map(|inner| Watched {
             inner,
@@ -175,7 +177,7 @@ impl<T: Transport> Transport for Watched<T> {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if !self.is_to_proxy {
             let mut connection = self.connection.lock();
-            if !connection.sent && !connection.call.is_idempotent() {
+            if !connection.sent && connection.call == Call::Regenerate {
                 signal::enter(State::Unknown);
             }
             connection.sent = true;

@@ -21,10 +21,13 @@ use crate::signal;
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
 
-/// Time limits: for one attempt at anything but the PATCH, for one at a call that the run can do
-/// without, and for its body after its header.
+/// The time limit for one attempt at anything but the PATCH.
 const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// The time limit for what the run can do without.
 const OPTIONAL_ATTEMPT: Duration = Duration::from_secs(5);
+
+/// The time limit for a body after its header, except the PATCH's.
 const BODY: Duration = Duration::from_secs(5);
 
 /// The header fields or the form of a request.
@@ -79,7 +82,7 @@ impl Http<'_> {
         }
     }
 
-    /// Makes one attempt at a call. Only the POST has a form.
+    /// Only the POST has a form.
     pub fn send(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Failure> {
         self.exchange(call, headers, form).map_err(|error| {
             let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
@@ -90,9 +93,7 @@ impl Http<'_> {
                 failure.why = failure.why.replace("the server", "the proxy or the server");
             }
             failure.may_have_been_sent = self.connection.has_sent();
-            if !failure.may_have_been_sent {
-                failure.tried = self.connection.take_addresses();
-            }
+            failure.tried = self.connection.take_addresses();
             failure
         })
     }
@@ -100,7 +101,7 @@ impl Http<'_> {
     fn exchange(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
         let response = self.run(call, headers, form)?;
-        if !call.is_idempotent() {
+        if call == Call::Regenerate {
             // The secret is on its way.
             signal::grant_time();
         }
@@ -120,38 +121,36 @@ impl Http<'_> {
         })
     }
 
-    /// Sends a request and returns the reply with its body still to come.
+    /// Sends a request, and returns the reply with its body still to come.
     fn run(&self, call: Call, headers: Fields, form: Fields) -> Result<Response<Body>, Error> {
-        let path = call.path(&self.options.client);
-        let url = format!("{}{path}", self.options.url.text);
+        let Options { url, client, .. } = self.options;
+        let url = format!("{}{}", url.text, call.path(client));
         if !form.is_empty() {
             return self.agent.post(url).send_form(form);
         }
-        let mut builder = http::Request::builder().method(call.method()).uri(url);
+        let mut request = http::Request::builder().method(call.method()).uri(url);
         for (name, value) in headers {
-            builder = builder.header(name, value);
+            request = request.header(name, value);
         }
-        if !call.is_idempotent() {
-            return self.run_once(builder.body("")?);
+        match call {
+            Call::Regenerate => {
+                // It cannot be repeated. So it gets a fresh connection, because a kept one may
+                // already be closing, and no time limit, because giving up early gains nothing.
+                // The empty body sends `Content-Length: 0` (RFC 9110, section 8.6).
+                let request = self.agent.configure_request(request.body("")?);
+                let request = request.max_idle_age(Duration::ZERO);
+                let request = request.timeout_global(None).timeout_recv_body(None);
+                self.agent.run(request.build())
+            }
+            Call::Expiry => {
+                let request = self.agent.configure_request(request.body(())?);
+                let request = request.timeout_global(Some(OPTIONAL_ATTEMPT));
+                self.agent.run(request.build())
+            }
+            // It has no settings of its own: ureq keeps the TLS configuration of such requests only,
+            // and with it the sessions that the PATCH resumes.
+            _ => self.agent.run(request.body(())?),
         }
-        if call.is_optional() {
-            let request = self.agent.configure_request(builder.body(())?);
-            let request = request.timeout_global(Some(OPTIONAL_ATTEMPT));
-            return self.agent.run(request.build());
-        }
-        // No settings of its own: only such a request creates ureq's TLS configuration, whose
-        // sessions the PATCH resumes.
-        self.agent.run(builder.body(())?)
-    }
-
-    /// Sends a request that cannot be repeated. It gets a fresh connection, because a kept one may
-    /// already be closing, and no time limit, because giving up early gains nothing. Its empty body
-    /// sends `Content-Length: 0` (RFC 9110, section 8.6).
-    fn run_once(&self, request: http::Request<&str>) -> Result<Response<Body>, Error> {
-        let request = self.agent.configure_request(request);
-        let request = request.max_idle_age(Duration::ZERO);
-        let request = request.timeout_global(None).timeout_recv_body(None);
-        self.agent.run(request.build())
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
@@ -171,7 +170,7 @@ impl Http<'_> {
                 return (text(&bytes), Some("it is too large".to_owned()));
             }
             // A secret does not wait for the end, which some servers never send.
-            has_secret = !call.is_idempotent() && reply::find_secret(&text(&bytes)).is_ok();
+            has_secret = call == Call::Regenerate && reply::find_secret(&text(&bytes)).is_ok();
             if has_secret {
                 self.connection.stop_waiting();
             }
