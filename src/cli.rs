@@ -155,7 +155,9 @@ fn usage_error(args: &Arguments) -> Option<&'static str> {
     if args.only == Some(Mode::Revoke) && has_output {
         return Some("--only revoke: there is no new secret to deliver");
     }
-    let command = args.command.as_ref()?;
+    let Some(command) = &args.command else {
+        return None;
+    };
     if args.output.is_some() {
         return Some("--output cannot be combined with COMMAND");
     }
@@ -175,7 +177,7 @@ fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
     }
 }
 
-/// Returns the path in the value of an option. In a script with Windows line ends, it would end in a
+/// Returns the path in the value of an option. In a script with Windows line endings, it would end in a
 /// carriage return, and the secret would go into another file.
 fn path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Error> {
     let path = value(parser, option)?;

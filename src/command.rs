@@ -151,7 +151,7 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
 }
 
 /// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). A
-/// script with Windows line ends has a carriage return in its name, or in that of what it runs:
+/// script with Windows line endings has a carriage return in its name, or in that of what it runs:
 /// `/usr/bin/env sh` and a carriage return.
 fn missing_interpreter(program: &Path) -> Option<OsString> {
     let mut start = vec![];
