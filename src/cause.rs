@@ -1,7 +1,7 @@
 //! Why a portal refuses, where its reply proves it.
 //!
-//! What stands in front of a portal refuses with the same statuses. So a status alone proves
-//! nothing. The facts were observed on real portals, or read in the source of DocSpace 3.7.2.
+//! A server in front of a portal may refuse with the same status, so a status alone proves nothing.
+//! The facts were observed on real portals, or read in the source of DocSpace 3.7.2.
 
 use serde_json::Value;
 
@@ -35,13 +35,11 @@ impl Reply {
         if self.is_redirect() && self.redirect.is_some() {
             return self.redirect.clone();
         }
-        if let Some(compression) = self.compression() {
-            return Some(compression);
-        }
-        if self.is_web_page() {
+        let compression = self.compression();
+        if compression.is_none() && self.is_web_page() {
             return Some(WEB_PAGE.to_owned());
         }
-        None
+        compression
     }
 }
 
@@ -78,7 +76,7 @@ pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
     Some(cause.to_owned())
 }
 
-/// Before 3.7.1, portals say `reason` and no more. Others say it, too, beside other fields.
+/// Portals before 3.7.1 send only `reason`. Other servers send other fields beside it.
 fn is_old_not_found(reply: &Reply) -> bool {
     match reply.json() {
         Ok(Value::Object(fields)) => fields.len() == 1 && fields.contains_key("reason"),
@@ -87,15 +85,15 @@ fn is_old_not_found(reply: &Reply) -> bool {
 }
 
 /// Says why a signed call was refused.
-pub fn refusal_cause(reply: &Reply, is_signed: bool) -> Option<String> {
+pub fn refusal_cause(reply: &Reply, has_signature: bool) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
     let cause = match reply.status {
-        403 if is_signed && reply.is_problem() => {
+        403 if has_signature && reply.is_problem() => {
             "the key's user is a guest, or Developer Tools are limited to administrators"
         }
-        403 if is_signed && reply.is_empty() && reply.content_type.is_empty() => {
+        403 if has_signature && reply.is_empty() && reply.content_type.is_empty() => {
             "the identity service does not accept the portal's signature, or is failing"
         }
         404 if reply.is_problem() || is_old_not_found(reply) => {

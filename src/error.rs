@@ -4,13 +4,13 @@ use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 
-/// The state that a run leaves the client in if it ends now. The number is the exit status, and a
-/// contract.
+/// The state that a run leaves the client in. The number is the exit status, and a contract. Nothing
+/// enters `Usage` and `Refused`: they only end a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Usage = 2,
     Refused = 3,
-    Unreached = 4,
+    Unchanged = 4,
     NotRevoked = 5,
     NotDelivered = 6,
     Unknown = 7,
@@ -22,7 +22,7 @@ impl State {
         self as u8
     }
 
-    /// Returns the state in words, which people grep for, and what to do next.
+    /// Returns the state and what to do next. People grep for these words.
     pub fn words(self) -> &'static str {
         match self {
             State::Usage => "nothing was sent; see --help",
@@ -30,7 +30,7 @@ impl State {
                 "the client's secret is unchanged; \
                  check the address, CA, proxy, key and client id"
             }
-            State::Unreached => "the client's secret is unchanged; run again later",
+            State::Unchanged => "the client's secret is unchanged; run again later",
             State::NotRevoked => {
                 "the new secret was delivered, but the consent may still be in force; \
                  run again with --only revoke"
@@ -117,7 +117,7 @@ mod tests {
         for (state, status, next) in [
             (State::Usage, 2, "see --help"),
             (State::Refused, 3, "check the address"),
-            (State::Unreached, 4, "run again later"),
+            (State::Unchanged, 4, "run again later"),
             (State::NotRevoked, 5, "--only revoke"),
             (State::NotDelivered, 6, "fix the output or the command"),
             (State::Unknown, 7, "run again in a few minutes"),

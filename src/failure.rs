@@ -11,7 +11,7 @@ use crate::settings::CaFile;
 #[derive(Debug)]
 pub struct Failure {
     pub may_have_been_sent: bool,
-    /// Whether it will come again: the proxy refused, or it is an error of TLS itself.
+    /// Whether a retry would fail in the same way: the proxy refused, or it is a TLS error.
     pub is_final: bool,
     pub why: String,
     /// The addresses that were tried, as in ` (127.0.0.9)`.
@@ -43,7 +43,7 @@ impl Failure {
     }
 }
 
-/// Returns rustls's text if it is an error of TLS itself. rustls documents this kind of I/O error.
+/// Returns rustls's text if it is a TLS error. rustls documents this kind of I/O error.
 /// An answer that is not SOCKS has it, too.
 fn tls_text(error: &Error) -> Option<String> {
     match error {
@@ -54,7 +54,7 @@ fn tls_text(error: &Error) -> Option<String> {
     }
 }
 
-/// Says in plain words what went wrong, if it is no error of TLS.
+/// Says in plain words what went wrong, if it is not a TLS error.
 pub fn message(error: &Error) -> String {
     match error {
         Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {

@@ -1,4 +1,4 @@
-//! The calls to a portal: what is sent, when it is sent again, and how the result reads in the log.
+//! Makes the calls: what is sent, when it is sent again, and what the log says about it.
 
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::call::Call;
 use crate::error::{Error, State, log};
 use crate::failure::Failure;
 use crate::http::Http;
-use crate::reply::{self, NotDone, Reply, SignIn};
+use crate::reply::{self, NotDone, Reply, SignInReply};
 use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
 use crate::settings::Options;
 use crate::signal;
@@ -40,8 +40,8 @@ impl<'a> Portal<'a> {
         let Options { key, mode, .. } = self.options;
         let read = |reply: &Reply| reply::sign_in(reply, key.is_api_key(), *mode);
         match self.call(Call::SignIn, read)? {
-            SignIn::Signature(signature) => self.signature = Some(signature),
-            SignIn::Unsigned {
+            SignInReply::Signature(signature) => self.signature = Some(signature),
+            SignInReply::Unsigned {
                 status,
                 words,
                 cause,
@@ -68,7 +68,7 @@ impl<'a> Portal<'a> {
 
     /// Checks that the client exists, and says when the key expires.
     pub fn check(&self) -> Result<(), Error> {
-        let read = |reply: &Reply| reply::client_exists(reply, self.is_signed());
+        let read = |reply: &Reply| reply::client_exists(reply, self.has_signature());
         self.call(Call::Probe, read)?;
         // The rest is extra: nothing changes the status any more.
         signal::finish();
@@ -80,7 +80,7 @@ impl<'a> Portal<'a> {
         } else {
             "bearer token"
         };
-        let signed_in = if self.is_signed() {
+        let signed_in = if self.has_signature() {
             "signed in"
         } else {
             "no sign-in"
@@ -98,7 +98,7 @@ impl<'a> Portal<'a> {
     }
 
     pub fn regenerate(&mut self) -> Result<&NewSecret, Error> {
-        let read = |reply: &Reply| reply::regenerated(reply, self.is_signed());
+        let read = |reply: &Reply| reply::regenerated(reply, self.has_signature());
         let new = self.call(Call::Regenerate, read)?;
         self.log("Client secret has been regenerated.");
         Ok(self.new.insert(new))
@@ -106,7 +106,7 @@ impl<'a> Portal<'a> {
 
     pub fn revoke(&self) -> Result<(), Error> {
         self.call(Call::Revoke, |reply| {
-            reply::revoked(reply, self.is_signed())
+            reply::revoked(reply, self.has_signature())
         })?;
         self.log(&format!(
             "Client consent revoked for client {}.",
@@ -115,7 +115,7 @@ impl<'a> Portal<'a> {
         Ok(())
     }
 
-    /// Checks that the new secret is live. After two runs at once, that of the faster one is dead.
+    /// Checks that the new secret is live. Of two runs at once, only the later secret is.
     pub fn verify(&self) -> Result<(), Error> {
         // A portal may need some seconds to know the secret. It is asked 5 times in 10 s: its limit
         // is 10 times a minute (read in its source), and a second run has to fit.
@@ -152,31 +152,28 @@ impl<'a> Portal<'a> {
                 }
                 Err(not_done) => not_done,
             };
+            if call == Call::Regenerate && matches!(not_done, NotDone::Busy(_)) {
+                // It did nothing, so a deferred signal ends the run here.
+                signal::enter(State::Unchanged);
+            }
             let may_repeat = match not_done {
                 NotDone::Busy(_) => true,
                 NotDone::Unclear(_) => call.is_idempotent(),
                 NotDone::Refused(_) => false,
             };
-            if may_repeat && !call.is_idempotent() {
-                // The portal says that the PATCH did nothing. A deferred signal ends the run here.
-                signal::enter(State::Unreached);
-            }
             let wait = reply::wait(attempt, &result);
-            let is_in_time = wait < signal::time_left();
-            if may_repeat && is_in_time {
-                self.log_retry(call, attempt, &result, wait);
-                thread::sleep(wait);
-                attempt += 1;
-                signal::grant_time();
-                continue;
+            if !may_repeat || wait >= signal::time_left() {
+                let mut error = self.error(call, &result, not_done);
+                if may_repeat {
+                    let note = format!("the next attempt in {wait:?} would exceed the time limit");
+                    error.what += &format!(", and {note}");
+                }
+                return Err(error);
             }
-            let mut error = self.error(call, &result, not_done);
-            if may_repeat {
-                let deadline_note =
-                    format!(", and the next attempt in {wait:?} would exceed the time limit");
-                error.what += &deadline_note;
-            }
-            return Err(error);
+            self.log_retry(call, attempt, &result, wait);
+            thread::sleep(wait);
+            attempt += 1;
+            signal::grant_time();
         }
     }
 
@@ -191,21 +188,24 @@ impl<'a> Portal<'a> {
         self.log(&format!("{summary}, trying again in {wait:?}"));
     }
 
-    /// Returns the error of a call that failed for good.
+    /// Logs the status of a call that failed for good, and returns the error.
     fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: NotDone) -> Error {
-        if result.is_ok() {
-            self.log(&self.summarize(call, result));
-        }
         let state = match (signal::state(), &not_done) {
-            // Without a new secret, a refusal proves that the PATCH did nothing.
-            (State::Unreached | State::Unknown, NotDone::Refused(_)) => State::Refused,
+            // A refusal proves that the PATCH did nothing.
+            (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };
         let (NotDone::Busy(cause) | NotDone::Unclear(cause) | NotDone::Refused(cause)) = not_done;
-        Error::new(state, self.describe(call, result, cause.as_deref()))
+        let what = match result {
+            Ok(reply) => {
+                self.log(&self.summarize(call, result));
+                self.describe_reply(call, reply, cause.as_deref())
+            }
+            Err(failure) => self.describe_failure(call, failure),
+        };
+        Error::new(state, what)
     }
 
-    /// Makes one attempt.
     fn send(&self, call: Call) -> Result<Reply, Failure> {
         signal::doing(format!("during {} at {}", call.name(), self.peer()));
         let Options { client, key, .. } = self.options;
@@ -244,29 +244,30 @@ impl<'a> Portal<'a> {
     fn summarize(&self, call: Call, result: &Result<Reply, Failure>) -> String {
         match result {
             Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
-            Err(failure) => self.describe(call, result, Some(&failure.why)),
+            Err(failure) => self.describe_failure(call, failure),
         }
     }
 
-    /// Says what the result of a call was, in one sentence that contains no secret.
-    fn describe(&self, call: Call, result: &Result<Reply, Failure>, cause: Option<&str>) -> String {
+    fn describe_failure(&self, call: Call, failure: &Failure) -> String {
         let (peer, name) = (self.peer(), call.name());
-        let mut what = match result {
-            Ok(reply) => {
-                let peer = &self.options.url.shown;
-                let words = self.words_in_parentheses(call, reply);
-                format!("{peer} answered {name} with status {}{words}", reply.status)
-            }
-            Err(failure) if failure.may_have_been_sent => {
-                format!("{peer} gave no valid answer to {name}")
-            }
-            Err(failure) => format!("{peer}{} could not be reached for {name}", failure.tried),
-        };
+        let why = self.redact_known(&failure.why);
+        if failure.may_have_been_sent {
+            return format!("{peer} gave no valid answer to {name}: {why}");
+        }
+        format!(
+            "{peer}{} could not be reached for {name}: {why}",
+            failure.tried
+        )
+    }
+
+    fn describe_reply(&self, call: Call, reply: &Reply, cause: Option<&str>) -> String {
+        let (peer, name) = (&self.options.url.shown, call.name());
+        let words = self.words_in_parentheses(call, reply);
+        let mut what = format!("{peer} answered {name} with status {}{words}", reply.status);
         if let Some(cause) = cause {
             what += &format!(": {}", self.redact_known(cause));
         }
-        if let Ok(reply) = result
-            && reply.status >= 300
+        if reply.status >= 300
             && call.is_signed()
             && let Some(why) = &self.unsigned
             // Not if the same cause is already in the line.
@@ -277,7 +278,7 @@ impl<'a> Portal<'a> {
         what
     }
 
-    /// Returns what a reply says in the server's words, as in ` (Forbidden: Access denied)`.
+    /// Returns a server's words, as in ` (Forbidden: Access denied)`.
     fn words_in_parentheses(&self, call: Call, reply: &Reply) -> String {
         match self.words(call, &server_words(reply)) {
             Some(words) => format!(" ({words})"),
@@ -285,7 +286,6 @@ impl<'a> Portal<'a> {
         }
     }
 
-    /// Makes a server's words fit for a log, as one text.
     fn words(&self, call: Call, texts: &[String]) -> Option<String> {
         if texts.is_empty() {
             return None;
@@ -294,7 +294,7 @@ impl<'a> Portal<'a> {
         Some(shorten(words.join(": ")))
     }
 
-    /// Makes a server's text fit for a log.
+    /// Makes a server's text fit for the log.
     fn redact(&self, call: Call, text: &str) -> String {
         if call.returns_secret() && looks_like_secret(text, &self.options.client) {
             return HIDDEN.to_owned();
@@ -302,7 +302,7 @@ impl<'a> Portal<'a> {
         self.redact_known(text)
     }
 
-    /// Makes a text from outside fit for a log that can only contain secrets that the run knows.
+    /// Does the same for a text that can contain only secrets that the run knows.
     fn redact_known(&self, text: &str) -> String {
         let mut secrets = vec![&self.options.key];
         secrets.extend(&self.signature);
@@ -310,7 +310,7 @@ impl<'a> Portal<'a> {
         redact(text, &secrets)
     }
 
-    fn is_signed(&self) -> bool {
+    fn has_signature(&self) -> bool {
         self.signature.is_some()
     }
 

@@ -31,14 +31,14 @@ pub struct Reply {
     pub truncated: Option<String>,
 }
 
-/// Why a call is not done, with the cause where the reply proves one.
+/// Why a call is not known to be done, with the cause where a reply proves one.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotDone {
-    /// The portal did nothing, so any call may be sent again.
+    /// Nothing was done: any call may be sent again.
     Busy(Option<String>),
-    /// The portal may have done it or not, so only an idempotent call may be sent again.
+    /// It may have been done: only an idempotent call may be sent again.
     Unclear(Option<String>),
-    /// The same call would be refused again.
+    /// Nothing was done, and the same call would be refused again.
     Refused(Option<String>),
 }
 
@@ -72,13 +72,12 @@ pub fn evaluate<T>(
 }
 
 fn without_reply(call: Call, failure: &Failure) -> NotDone {
-    let cause = Some(failure.why.clone());
     if failure.is_final && (!failure.may_have_been_sent || call.is_preparation()) {
-        Refused(cause)
+        Refused(None)
     } else if failure.may_have_been_sent {
-        Unclear(cause)
+        Unclear(None)
     } else {
-        Busy(cause)
+        Busy(None)
     }
 }
 
@@ -104,8 +103,8 @@ impl Reply {
         self.content_type.starts_with("application/problem+json")
     }
 
-    /// Returns true for a web page. A body decides by its first character: some servers label JSON
-    /// text/html. The type decides where there is no body.
+    /// Returns true for a web page. The first character of the body decides, because some servers
+    /// label JSON text/html. Without a body, the type decides.
     pub fn is_web_page(&self) -> bool {
         match self.text() {
             "" => self.content_type.starts_with("text/html"),
@@ -126,7 +125,7 @@ impl Reply {
     }
 }
 
-pub enum SignIn {
+pub enum SignInReply {
     Signature(Secret),
     /// What a server said that issued none.
     Unsigned {
@@ -136,9 +135,9 @@ pub enum SignIn {
     },
 }
 
-/// Reads a reply to the sign-in: `{"response": "<jwt>"}`. Only a run that revokes and no more can do
-/// with a server that compresses, which would compress the new secret.
-pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignIn, NotDone> {
+/// Reads a reply to the sign-in: `{"response": "<jwt>"}`. Only `--only revoke` accepts a server that
+/// compresses: it would compress the new secret, too.
+pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignInReply, NotDone> {
     let cause = sign_in_cause(reply, is_api_key);
     let is_compressed = mode != Mode::Revoke && reply.would_compress_secret();
     if reply.status == 401 || is_compressed {
@@ -148,9 +147,9 @@ pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignIn, No
         return unclear("truncated JSON");
     }
     if let Some(signature) = signature(reply) {
-        return Ok(SignIn::Signature(signature));
+        return Ok(SignInReply::Signature(signature));
     }
-    Ok(SignIn::Unsigned {
+    Ok(SignInReply::Unsigned {
         status: reply.status,
         words: server_words(reply),
         cause,
@@ -165,8 +164,8 @@ fn signature(reply: &Reply) -> Option<Secret> {
     Secret::signature(json.get("response")?.as_str()?)
 }
 
-/// Reads a reply to the HEAD of a run that only waits: all but another web site will do, and what
-/// would compress the secret.
+/// Reads a reply to the HEAD of a run that only waits. Accepts any, except 2xx for a web page, and
+/// one from a server that would compress the secret.
 pub fn ready(reply: &Reply) -> Result<(), NotDone> {
     let is_other_site = reply.is_success() && reply.is_web_page();
     if is_other_site || reply.would_compress_secret() {
@@ -176,11 +175,11 @@ pub fn ready(reply: &Reply) -> Result<(), NotDone> {
 }
 
 /// Reads a reply to the HEAD of `--check`, which has to say that the client exists.
-pub fn client_exists(reply: &Reply, is_signed: bool) -> Result<(), NotDone> {
+pub fn client_exists(reply: &Reply, has_signature: bool) -> Result<(), NotDone> {
     if reply.is_success() {
         return ready(reply);
     }
-    let cause = refusal_cause(reply, is_signed);
+    let cause = refusal_cause(reply, has_signature);
     if cause.is_some() {
         return Err(Refused(cause));
     }
@@ -195,7 +194,7 @@ pub fn client_exists(reply: &Reply, is_signed: bool) -> Result<(), NotDone> {
 }
 
 /// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
-pub fn regenerated(reply: &Reply, is_signed: bool) -> Result<NewSecret, NotDone> {
+pub fn regenerated(reply: &Reply, has_signature: bool) -> Result<NewSecret, NotDone> {
     let found = find_secret(&reply.body);
     match reply.status {
         200..300 => {}
@@ -203,27 +202,24 @@ pub fn regenerated(reply: &Reply, is_signed: bool) -> Result<NewSecret, NotDone>
         303 | 501 => return Err(Unclear(reply.general_cause())),
         // It may be the old secret or the new one.
         _ if found.is_ok() => return unclear("the reply contains a client_secret all the same"),
-        _ => return Err(Refused(refusal_cause(reply, is_signed))),
+        _ => return Err(Refused(refusal_cause(reply, has_signature))),
     }
     let why = match found {
         Ok(new) => return Ok(new),
         Err(why) => why,
     };
-    if why == NO_SECRET {
-        return unclear(why);
-    }
-    if reply.is_empty() {
-        return unclear("the reply has no body");
-    }
+    let is_blank = reply.text().is_empty();
     if let Some(cause) = reply.general_cause()
-        && !reply.text().is_empty()
+        && why != NO_SECRET
+        && !is_blank
     {
         return Err(Unclear(Some(cause)));
     }
-    if let Some(why) = &reply.truncated {
-        return unclear(&format!("the reply is incomplete: {why}"));
+    match &reply.truncated {
+        Some(end) if why != NO_SECRET => unclear(&format!("the reply is incomplete: {end}")),
+        None if is_blank => unclear("the reply has no body"),
+        _ => unclear(why),
     }
-    unclear(why)
 }
 
 /// Removes whitespace and byte order marks, with which some servers begin a body.
@@ -252,10 +248,10 @@ fn secret_in(object: &Value) -> Option<NewSecret> {
     Some(NewSecret { secret, object })
 }
 
-/// Reads a reply to the DELETE. Any success will do, but a login page is none.
-pub fn revoked(reply: &Reply, is_signed: bool) -> Result<(), NotDone> {
+/// Reads a reply to the DELETE. Any success will do, except a login page.
+pub fn revoked(reply: &Reply, has_signature: bool) -> Result<(), NotDone> {
     if !reply.is_success() {
-        return Err(Refused(refusal_cause(reply, is_signed)));
+        return Err(Refused(refusal_cause(reply, has_signature)));
     }
     if reply.text().starts_with('<') {
         return refused(WEB_PAGE);
@@ -273,10 +269,7 @@ pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
         200 if json["active"].is_boolean() => Ok(true),
         401 if json["error"] == "invalid_client" => Ok(false),
         200 if reply.has_incomplete_json() => unclear(NO_REPLY),
-        _ => match reply.general_cause() {
-            Some(cause) => refused(&cause),
-            None => refused(NO_REPLY),
-        },
+        _ => refused(reply.general_cause().as_deref().unwrap_or(NO_REPLY)),
     }
 }
 
@@ -296,10 +289,7 @@ pub fn expiry(reply: &Reply) -> Option<String> {
 /// Returns the wait after an attempt, counted from 0: doubled from 1 s to 10 s, or longer if the
 /// reply asks for it with `Retry-After` in seconds.
 pub fn wait(attempt: u32, result: &Result<Reply, Failure>) -> Duration {
-    let doubled = match attempt {
-        0..=3 => 1 << attempt,
-        _ => 10,
-    };
+    let doubled = (1 << attempt.min(4)).min(10);
     let requested = match result {
         Ok(reply) => reply.retry_after.trim().parse().unwrap_or(0),
         Err(_) => 0,
@@ -529,8 +519,8 @@ mod tests {
             (200, "", Err(200)),
         ] {
             let found = match sign_in(&reply(status, body), true, Mode::All) {
-                Ok(SignIn::Signature(signature)) => Ok(signature.expose().to_owned()),
-                Ok(SignIn::Unsigned { status, .. }) => Err(status),
+                Ok(SignInReply::Signature(signature)) => Ok(signature.expose().to_owned()),
+                Ok(SignInReply::Unsigned { status, .. }) => Err(status),
                 Err(not_done) => panic!("{status} {body}: {not_done:?}"),
             };
             assert_eq!(found, expected.map(str::to_owned));

@@ -1,7 +1,7 @@
 //! What ends a run early: SIGHUP, SIGINT, SIGQUIT, SIGTERM, and the time limit (SIGALRM).
 //!
 //! One handler serves them all. It knows the run from [`RUN`], which is locked only while signals
-//! are blocked: so the handler never finds it locked, or half changed.
+//! are blocked. The program has one thread, so the handler never finds it locked, or half changed.
 
 use std::ffi::c_int;
 use std::io::Write;
@@ -21,7 +21,6 @@ const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(5);
 /// (PIPE_BUF in pipe(7)).
 const MAX_LINE: usize = 4096;
 
-/// The signals that end a run.
 const ENDING: [c_int; 5] = [
     libc::SIGHUP,
     libc::SIGINT,
@@ -30,7 +29,6 @@ const ENDING: [c_int; 5] = [
     libc::SIGALRM,
 ];
 
-/// What the handler knows about the run.
 struct Run {
     /// The end of `--timeout`. No retry begins after it.
     deadline: Option<Instant>,
@@ -49,7 +47,7 @@ impl Run {
     const fn new() -> Run {
         Run {
             deadline: None,
-            state: State::Unreached,
+            state: State::Unchanged,
             doing: String::new(),
             deferred: None,
             command: None,
@@ -71,13 +69,13 @@ impl Run {
             return;
         }
         let at_least = match self.state {
-            State::Unreached => Duration::ZERO,
+            State::Unchanged => Duration::ZERO,
             _ => GRACE,
         };
         set_timer(self.time_left().max(at_least));
     }
 
-    /// A cancelled job keeps the secret that the portal is making.
+    /// A cancelled job still delivers the secret that the portal is making.
     fn defers_signals(&self) -> bool {
         matches!(self.state, State::Unknown | State::NotDelivered)
     }
@@ -161,7 +159,6 @@ pub fn finish() {
     }
 }
 
-/// Returns what is left of `--timeout`.
 pub fn time_left() -> Duration {
     change(|run| run.time_left())
 }
@@ -172,7 +169,6 @@ pub fn doing(what: impl Into<String>) {
     change(|run| run.doing = what);
 }
 
-/// Returns the state that the client is in.
 pub fn state() -> State {
     change(|run| run.state)
 }
