@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, ExitStatus};
 
 use crate::error::wait_writable;
-use crate::secret::escape;
+use crate::secret::show;
 use crate::settings::Options;
 use crate::signal;
 
@@ -38,7 +38,7 @@ impl Command {
             return Err(io::Error::other("not found, or not executable"));
         };
         if let Some(interpreter) = missing_interpreter(&program) {
-            let interpreter = escape(&interpreter);
+            let interpreter = show(&interpreter);
             let why = format!("its interpreter {interpreter} does not exist, or is not executable");
             return Err(io::Error::other(why));
         }
@@ -131,8 +131,8 @@ fn end_with_parent(parent: u32) -> io::Result<()> {
         // Our handler would defer the signal, and a caller may have it ignored.
         libc::signal(libc::SIGTERM, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-        if libc::getppid() as u32 != parent {
-            // The parent has already died.
+        // Another process is the parent if ours has already died. None is in a new PID namespace.
+        if ![parent, 0].contains(&(libc::getppid() as u32)) {
             libc::_exit(1);
         }
     }
@@ -150,9 +150,9 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     files.find(|file| is_executable(file))
 }
 
-/// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). A
-/// script with Windows line endings has a carriage return in its name, or in that of what it runs:
-/// `/usr/bin/env sh` and a carriage return.
+/// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). In
+/// a script with Windows line endings, its name ends in a carriage return, or the name that `env`
+/// looks up does.
 fn missing_interpreter(program: &Path) -> Option<OsString> {
     let mut start = vec![];
     let file = File::open(program).ok()?;
@@ -160,12 +160,11 @@ fn missing_interpreter(program: &Path) -> Option<OsString> {
     let line = start
         .strip_prefix(b"#!")?
         .split(|byte| *byte == b'\n')
-        .next()?
-        .trim_ascii_start();
-    let name = line.split(|byte| b" \t".contains(byte)).next()?;
-    let interpreter = Path::new(OsStr::from_bytes(name));
-    let is_usable = is_executable(interpreter) && !line.ends_with(b"\r");
-    if is_usable || name.is_empty() {
+        .next()?;
+    let mut words = line.split(|byte| b" \t".contains(byte));
+    let name = words.find(|word| !word.is_empty())?;
+    let looks_up_nothing = name.ends_with(b"/env") && line.ends_with(b"\r");
+    if is_executable(Path::new(OsStr::from_bytes(name))) && !looks_up_nothing {
         return None;
     }
     Some(OsStr::from_bytes(line).to_owned())

@@ -1,6 +1,6 @@
 //! Delivery of the secret: to stdout, to a file or to a command.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::command::Command;
 use crate::error::{Error, State, io_message, wait_writable};
-use crate::secret::{NewSecret, escape};
+use crate::secret::{NewSecret, show};
 use crate::settings::Options;
 use crate::signal;
 
@@ -27,10 +27,20 @@ pub enum Destination {
 
 impl Destination {
     pub fn name(&self) -> String {
+        let name = show(self.path());
         match self {
             Destination::Stdout => "stdout".to_owned(),
-            Destination::File(path) => format!("--output {}", escape(path.as_os_str())),
-            Destination::Command(name, _) => format!("the command {}", escape(name)),
+            Destination::File(_) => format!("--output {name}"),
+            Destination::Command(..) => format!("the command {name}"),
+        }
+    }
+
+    /// Returns the path of the file, or the name of the command.
+    pub fn path(&self) -> &OsStr {
+        match self {
+            Destination::Stdout => OsStr::new(""),
+            Destination::File(path) => path.as_os_str(),
+            Destination::Command(name, _) => name,
         }
     }
 }

@@ -135,6 +135,11 @@ pub fn redact(text: &str, secrets: &[&Secret]) -> String {
     line
 }
 
+/// Makes the name of a file or a command fit for a line.
+pub fn show(name: &OsStr) -> String {
+    shorten(escape(name))
+}
+
 pub fn shorten(line: String) -> String {
     if line.chars().count() <= MAX_SHOWN {
         return line;

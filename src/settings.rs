@@ -11,7 +11,7 @@ use crate::address::{Proxy, Url, is_loopback};
 use crate::cli::{Arguments, Mode};
 use crate::error::{Error, io_message};
 use crate::output::Destination;
-use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, trim};
+use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, shorten, show, trim};
 use crate::signal;
 
 /// The longest files, in bytes: the longest key with some whitespace, and ten times the CAs of a
@@ -97,7 +97,7 @@ fn path_to_show(path: &OsStr) -> String {
     if may_be_key || !shown.contains('/') {
         return "the file".to_owned();
     }
-    shown
+    shorten(shown)
 }
 
 /// Reads and checks all settings.
@@ -213,7 +213,7 @@ fn destination(output: Option<PathBuf>, command: Option<Vec<OsString>>) -> Desti
 }
 
 fn read_ca_file(path: &Path, source: &str) -> Result<CaFile, Error> {
-    let name = format!("{} (from {source})", escape(path.as_os_str()));
+    let name = format!("{} (from {source})", show(path.as_os_str()));
     let pem = match read_file(path.as_os_str(), "the CA file", MAX_CA_FILE) {
         Ok(pem) => pem,
         Err(error) => {
@@ -252,15 +252,14 @@ fn refuse_key_elsewhere(options: &Options, ca_path: Option<&Path>) -> Result<(),
         Some(proxy) => proxy.address.as_str(),
         None => "",
     };
+    let output = options.destination.path().to_string_lossy();
+    let ca_file = ca_path.unwrap_or(Path::new("")).to_string_lossy();
     for (name, text) in [
         ("CLIENT_ID", options.client.as_str()),
         ("--url", &options.url.text),
         ("the proxy's address", proxy),
-        ("--output or COMMAND", &options.destination.name()),
-        (
-            "the CA file",
-            &escape(ca_path.unwrap_or(Path::new("")).as_os_str()),
-        ),
+        ("--output or COMMAND", &output),
+        ("the CA file", &ca_file),
     ] {
         if text.to_ascii_lowercase().contains(&key) {
             return Error::usage(format!(
@@ -542,7 +541,7 @@ mod tests {
             ),
             (
                 "https://pörtal.example",
-                "the address is not ASCII: write the host as xn--... (Punycode)",
+                "the address is not ASCII: write the host as xn--... (Punycode), the path with %XX",
             ),
             ("https://p.example:x", "the host or the port is not valid"),
             (
