@@ -51,11 +51,14 @@ pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    let mut challenge = reply.challenge.split([',', ' ']);
-    let asks_for_password = challenge.any(|word| PASSWORD_SCHEMES.contains(&word));
+    // Quoted strings contain no scheme.
+    let unquoted: String = reply.challenge.split("\"").step_by(2).collect();
+    let mut schemes = unquoted.split([',', ' ', '\t']);
+    let asks_for_password = schemes.any(|word| PASSWORD_SCHEMES.contains(&word));
+    let is_portals = unquoted.is_empty() || unquoted.starts_with("bearer");
     let cause = match reply.status {
         401 if asks_for_password => "something in front of the portal asks for a password",
-        401 if !reply.is_empty() => return None,
+        401 if !reply.is_empty() || !is_portals => return None,
         401 if is_api_key => "the key is wrong, deactivated or expired, or its user is disabled",
         401 => {
             "the key is wrong, deactivated or expired, or its user is disabled \

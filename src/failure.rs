@@ -29,7 +29,11 @@ impl Failure {
             ),
             (None, Some(status)) => {
                 let is_final = (300..500).contains(&status) && status != 408 && status != 429;
-                let why = format!("the proxy answered CONNECT with status {status}");
+                let next = match status {
+                    407 => ": it requires a user and a password",
+                    _ => "",
+                };
+                let why = format!("the proxy answered CONNECT with status {status}{next}");
                 (is_final, why)
             }
             (None, None) => (false, message(error)),
@@ -68,13 +72,16 @@ pub fn message(error: &Error) -> String {
         Error::Protocol(error) => {
             // HTTP/2 cannot be told from garbage. ureq does not export the kinds of this error.
             let text = error.to_string();
-            if text.starts_with("http parse fail") {
-                "the reply is not HTTP/1.1".to_owned()
-            } else if text.ends_with("too many headers") {
-                "the reply has too many header lines".to_owned()
+            let why = if text.ends_with("too many headers") {
+                "the reply has too many header lines"
+            } else if text.contains("invalid header") {
+                "the reply has an invalid header line"
+            } else if text.starts_with("http parse fail") {
+                "the reply is not HTTP/1.1"
             } else {
-                "the reply is not valid HTTP".to_owned()
-            }
+                "the reply is not valid HTTP"
+            };
+            why.to_owned()
         }
         Error::LargeResponseHeader(..) => "the header of the reply is too large".to_owned(),
         Error::ConnectProxyFailed(_) => "the proxy gave no valid answer to CONNECT".to_owned(),
@@ -83,7 +90,7 @@ pub fn message(error: &Error) -> String {
 }
 
 /// How rustls's texts begin, and what they mean. The later parts of a text may quote the server.
-const TLS_WORDS: [(&str, &str); 14] = [
+const TLS_WORDS: [(&str, &str); 15] = [
     (
         "invalid peer certificate: certificate expired",
         "the server's certificate or its intermediate has expired (check this machine's clock, too)",
@@ -136,7 +143,11 @@ const TLS_WORDS: [(&str, &str); 14] = [
         "received corrupt message of type InvalidContentType",
         "the server does not speak TLS on this port",
     ),
-    // The texts of ureq's SOCKS connector.
+    // The texts of ureq, and of its SOCKS connector.
+    (
+        "Rustls invalid dns name",
+        "the host is not a valid name for TLS",
+    ),
     ("invalid re", "the proxy does not speak SOCKS"),
 ];
 
@@ -230,6 +241,10 @@ mod tests {
             (
                 "received corrupt message of type MissingData(\"x\")",
                 "TLS failed",
+            ),
+            (
+                "Rustls invalid dns name error",
+                "the host is not a valid name for TLS",
             ),
             ("invalid response version", "does not speak SOCKS"),
             ("cannot decrypt peer's message", "TLS failed"),

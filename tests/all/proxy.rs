@@ -146,10 +146,14 @@ fn a_plain_address_goes_through_connect_too_unless_no_proxy_contains_it() {
 
 #[test]
 fn a_proxy_that_refuses_for_good_is_3_at_once() {
-    for status in [302, 403, 407] {
+    for (status, next) in [
+        (302, ""),
+        (403, ""),
+        (407, ": it requires a user and a password"),
+    ] {
         let reply = response(&format!("{status} "), "", "");
         let scene = Scene::answering("http", &reply);
-        let why = format!("the proxy answered CONNECT with status {status}; {REFUSED}");
+        let why = format!("the proxy answered CONNECT with status {status}{next}; {REFUSED}");
         scene.fails_with(3, &why);
         assert_eq!(scene.proxy.requests().len(), 1);
     }
@@ -176,7 +180,7 @@ fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
 
 #[test]
 fn a_proxy_that_answers_with_garbage_is_tried_again_and_is_4() {
-    let why = "the reply is not HTTP/1.1, and ";
+    let why = "the proxy's reply is not HTTP/1.1, and ";
     is_tried_again("http", b"garbage\r\n\r\n", why);
 }
 
@@ -186,7 +190,7 @@ fn a_proxy_that_sends_too_much_is_tried_again_and_is_4() {
     let why = "the proxy gave no valid answer to CONNECT, and ";
     is_tried_again("http", answer.as_bytes(), why);
     let answer = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(200));
-    let why = "the reply has too many header lines, and ";
+    let why = "the proxy's reply has too many header lines, and ";
     is_tried_again("http", answer.as_bytes(), why);
 }
 
