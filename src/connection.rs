@@ -13,9 +13,7 @@ use ureq::Error;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{
-    self, Buffers, ConnectionDetails, Connector, NextTimeout, Transport,
-};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::address::{Proxy, Url};
 use crate::call::Call;
@@ -24,9 +22,6 @@ use crate::signal;
 
 /// The time limit to connect.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long to wait for the end of a body whose secret has already arrived.
-const END_OF_BODY: transport::time::Duration = transport::time::Duration::from_millis(200);
 
 /// ureq has room for no more addresses.
 const MAX_ADDRESSES: usize = 16;
@@ -48,8 +43,8 @@ struct Inner {
     call: Call,
     /// Whether a byte of the request may have left.
     sent: bool,
-    /// Whether all that matters of the reply has come.
-    is_done: bool,
+    /// The longest wait for what remains of a reply.
+    max_wait: Option<Duration>,
 }
 
 impl Connection {
@@ -65,7 +60,7 @@ impl Connection {
             addresses: vec![],
             call: Call::SignIn,
             sent: false,
-            is_done: false,
+            max_wait: None,
         })))
     }
 
@@ -78,7 +73,7 @@ impl Connection {
         let mut inner = self.lock();
         inner.call = call;
         inner.sent = false;
-        inner.is_done = false;
+        inner.max_wait = None;
         if inner.addresses.is_empty() {
             inner.addresses = resolve(&inner.host, inner.port)?;
         }
@@ -89,10 +84,9 @@ impl Connection {
         self.lock().sent
     }
 
-    /// Waits only briefly from now on: all that matters of the reply has come. If its end comes too,
-    /// the connection can be used again.
-    pub fn stop_waiting(&self) {
-        self.lock().is_done = true;
+    /// Limits each wait for what remains of this reply.
+    pub fn limit_waits(&self, to: Duration) {
+        self.lock().max_wait = Some(to);
     }
 
     /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the
@@ -186,8 +180,8 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, Error> {
-        if self.connection.lock().is_done {
-            timeout.after = END_OF_BODY;
+        if let Some(wait) = self.connection.lock().max_wait {
+            timeout.after = wait.into();
         }
         self.inner.await_input(timeout)
     }

@@ -30,6 +30,11 @@ const OPTIONAL_ATTEMPT: Duration = Duration::from_secs(5);
 /// The time limit for a body after its header, except the PATCH's.
 const BODY: Duration = Duration::from_secs(5);
 
+/// How long to wait for the end of a body whose secret has arrived, and how much of the rest to read,
+/// in bytes: a newline, or a little more.
+const END_OF_BODY: Duration = Duration::from_millis(200);
+const MAX_REST: u64 = 16;
+
 /// The header fields or the form of a request.
 pub type Fields = Vec<(&'static str, String)>;
 
@@ -86,14 +91,17 @@ impl Http<'_> {
     pub fn send(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Failure> {
         self.exchange(call, headers, form).map_err(|error| {
             let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
-            if let Some(proxy) = &self.options.proxy
-                && proxy.inner.protocol() == ProxyProtocol::Https
-            {
-                // ureq does not say whose handshake failed.
-                failure.why = failure.why.replace("the server", "the proxy or the server");
-            }
             failure.may_have_been_sent = self.connection.has_sent();
             failure.tried = self.connection.take_addresses();
+            if let Some(proxy) = &self.options.proxy {
+                if proxy.inner.protocol() == ProxyProtocol::Https {
+                    // ureq does not say whose handshake failed.
+                    failure.why = failure.why.replace("the server", "the proxy or the server");
+                }
+                if !failure.may_have_been_sent {
+                    failure.why = failure.why.replace("the reply", "the proxy's reply");
+                }
+            }
             failure
         })
     }
@@ -106,6 +114,10 @@ impl Http<'_> {
             signal::grant_time();
         }
         let (parts, body) = response.into_parts();
+        if !parts.status.is_success() {
+            // The PATCH has no time limit, but only a success brings a secret.
+            self.connection.limit_waits(BODY);
+        }
         let (body, truncated) = self.read_body(call, body);
         let header = |name| joined(&parts.headers, name);
         let location = header("location");
@@ -155,24 +167,25 @@ impl Http<'_> {
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
     fn read_body(&self, call: Call, mut body: Body) -> (String, Option<String>) {
+        let is_patch = call == Call::Regenerate;
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
-        let mut buffer = [0; 4096];
-        let mut has_secret = false;
+        // Byte by byte, a secret is complete before ureq meets what is wrong with the rest.
+        let mut buffer = vec![0; if is_patch { 1 } else { 4096 }];
         loop {
             match reader.read(&mut buffer) {
-                // What follows the secret does not matter.
-                Ok(read) if read == 0 || has_secret => return (text(&bytes), None),
+                Ok(0) if bytes.len() > MAX_BODY => {
+                    return (text(&bytes), Some("it is too large".to_owned()));
+                }
+                Ok(0) => return (text(&bytes), None),
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
                 Err(error) => return (text(&bytes), Some(failure::message(&error.into()))),
             }
-            if bytes.len() > MAX_BODY {
-                return (text(&bytes), Some("it is too large".to_owned()));
-            }
-            // A secret does not wait for the end, which some servers never send.
-            has_secret = call == Call::Regenerate && reply::find_secret(&text(&bytes)).is_ok();
-            if has_secret {
-                self.connection.stop_waiting();
+            if is_patch && bytes.ends_with(b"}") && reply::find_secret(&text(&bytes)).is_ok() {
+                // It does not wait for the end, which some servers never send. If the end comes soon,
+                // the connection can be used again.
+                self.connection.limit_waits(END_OF_BODY);
+                reader.set_limit(MAX_REST);
             }
         }
     }

@@ -62,6 +62,11 @@ pub fn evaluate<T>(
         Ok(reply) => reply,
         Err(failure) => return Err(without_reply(call, failure)),
     };
+    let has_secret = find_secret(&reply.body).is_ok();
+    if call == Call::Regenerate && !reply.is_success() && has_secret {
+        // It may be the old secret or the new one.
+        return unclear("the reply contains a client_secret all the same");
+    }
     match reply.status {
         429 => Err(Busy(None)),
         425 if call.is_idempotent() => Err(Unclear(None)),
@@ -123,6 +128,14 @@ impl Reply {
             Err(error) => self.truncated.is_some() || (error.is_eof() && !self.text().is_empty()),
         }
     }
+
+    /// Says why the end of the JSON is missing.
+    fn missing_end(&self) -> String {
+        match &self.truncated {
+            Some(why) => format!("the reply is incomplete: {why}"),
+            None => "truncated JSON".to_owned(),
+        }
+    }
 }
 
 pub enum SignInReply {
@@ -144,7 +157,7 @@ pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignInRepl
         return Err(Refused(cause));
     }
     if reply.status == 200 && reply.has_incomplete_json() && reply.compression().is_none() {
-        return unclear("truncated JSON");
+        return Err(Unclear(Some(reply.missing_end())));
     }
     if let Some(signature) = signature(reply) {
         return Ok(SignInReply::Signature(signature));
@@ -195,16 +208,13 @@ pub fn client_exists(reply: &Reply, has_signature: bool) -> Result<(), NotDone> 
 
 /// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
 pub fn regenerated(reply: &Reply, has_signature: bool) -> Result<NewSecret, NotDone> {
-    let found = find_secret(&reply.body);
     match reply.status {
         200..300 => {}
         // 303 may be the end of a request that was carried out (RFC 9110, section 15.4.4).
         303 | 501 => return Err(Unclear(reply.general_cause())),
-        // It may be the old secret or the new one.
-        _ if found.is_ok() => return unclear("the reply contains a client_secret all the same"),
         _ => return Err(Refused(refusal_cause(reply, has_signature))),
     }
-    let why = match found {
+    let why = match find_secret(&reply.body) {
         Ok(new) => return Ok(new),
         Err(why) => why,
     };
@@ -216,7 +226,7 @@ pub fn regenerated(reply: &Reply, has_signature: bool) -> Result<NewSecret, NotD
         return Err(Unclear(Some(cause)));
     }
     match &reply.truncated {
-        Some(end) if why != NO_SECRET => unclear(&format!("the reply is incomplete: {end}")),
+        Some(_) if why != NO_SECRET => Err(Unclear(Some(reply.missing_end()))),
         None if is_blank => unclear("the reply has no body"),
         _ => unclear(why),
     }

@@ -20,7 +20,8 @@ pub fn server_words(reply: &Reply) -> Vec<String> {
     if text.starts_with('<') {
         return title(text).into_iter().collect();
     }
-    if reply.is_success() || reply.truncated.is_some() {
+    let shows_secret = reply.body.contains("\"client_secret\"");
+    if reply.is_success() || reply.truncated.is_some() || shows_secret {
         return vec![];
     }
     let Ok(json) = reply.json() else {
@@ -88,6 +89,7 @@ mod tests {
                 &["Not Found", "no such client"][..],
             ),
             ("", r#"{"reason":"because","x":"hush"}"#, &["because"]),
+            ("", r#"{"reason":"not hush","client_secret":"hush"}"#, &[]),
             (
                 "",
                 r#"{"error":"invalid","error_description":"why"}"#,

@@ -233,6 +233,28 @@ fn a_sign_in_that_is_not_authorized() {
             ..SignInRow::default()
         },
         SignInRow {
+            name: "a bearer of a realm with the word basic in it",
+            reply: response(
+                "401 ",
+                "WWW-Authenticate: Bearer realm=\"a basic site\"",
+                "",
+            ),
+            said: format!("401: {WRONG_KEY}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "a scheme that neither portals nor passwords have",
+            reply: response("401 ", "WWW-Authenticate: AWS4-HMAC-SHA256", ""),
+            said: "401".to_owned(),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "Basic before a tab",
+            reply: response("401 ", "WWW-Authenticate: Basic\trealm=\"x\"", ""),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
             name: "Digest after a bearer in one line",
             reply: response("401 ", "WWW-Authenticate: Bearer,Digest realm=\"x\"", ""),
             said: format!("401: {PASSWORD}"),
@@ -959,6 +981,12 @@ fn redirects() -> Vec<Redirect> {
             ..Redirect::default()
         },
         Redirect {
+            name: "a port that is none",
+            location: "https://127.0.0.1:x/".to_owned(),
+            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            ..Redirect::default()
+        },
+        Redirect {
             name: "a space",
             location: "https://login.invalid/sign in".to_owned(),
             cause: "it redirects to an address that is relative or not valid".to_owned(),
@@ -1402,6 +1430,18 @@ fn lost_secrets() -> Vec<Lost> {
             name: "a refusal with a secret",
             reply: with_status("400 ", &recorded("patch-200")),
             said: format!("400: {ALL_THE_SAME}"),
+            ..Lost::default()
+        },
+        Lost {
+            name: "a refusal that says the secret in words, too",
+            reply: json_with("400 ", r#"{"title":"not a+b/c","client_secret":"a+b/c"}"#),
+            said: format!("400: {ALL_THE_SAME}"),
+            ..Lost::default()
+        },
+        Lost {
+            name: "429 with a secret",
+            reply: with_status("429 ", &recorded("patch-200")),
+            said: format!("429: {ALL_THE_SAME}"),
             ..Lost::default()
         },
         Lost {
