@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -164,10 +163,16 @@ fn usage_error(args: &Arguments) -> Option<&'static str> {
     if command.first().is_none_or(|name| name.is_empty()) {
         return Some("COMMAND is missing after --");
     }
-    if command.iter().any(|word| word.as_bytes().ends_with(b"\r")) {
+    if command.iter().any(ends_in_carriage_return) {
         return Some("COMMAND: an argument ends in a carriage return (Windows line endings?)");
     }
     None
+}
+
+/// Newlines after it do not matter.
+fn ends_in_carriage_return(word: &OsString) -> bool {
+    let text = word.to_string_lossy();
+    text.trim_end_matches('\n').ends_with('\r')
 }
 
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {

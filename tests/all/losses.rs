@@ -49,6 +49,9 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
         dripping.push(Action::Sleep(Duration::from_millis(100)));
         dripping.push(Action::Send(b" ".to_vec()));
     }
+    let mut no_chunk = recorded("patch-200");
+    let last_chunk = no_chunk.len() - 5;
+    no_chunk.splice(last_chunk.., *b"ZZ\r\n");
     let (without_last_chunk, _) = patch_in_two(recorded("patch-200").len() - 5);
     let cases = vec![
         Body {
@@ -73,6 +76,11 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
         Body {
             name: "without the last chunk",
             actions: vec![Action::Send(without_last_chunk), Action::Hang],
+            at_most: 30,
+        },
+        Body {
+            name: "with a line that is no chunk behind it",
+            actions: vec![Action::Send(no_chunk)],
             at_most: 30,
         },
         Body {
@@ -195,6 +203,38 @@ fn a_run_that_is_killed_while_it_starts_its_command_ends_it() {
         child.wait().unwrap();
         assert!(wait_until(|| !is_running(copy)), "after {milliseconds} ms");
     }
+}
+
+/// There, the run is the parent of the command, but has no process id.
+#[test]
+fn a_command_in_a_new_pid_namespace_gets_the_secret() {
+    let test = "losses::a_command_in_a_new_pid_namespace_gets_the_secret";
+    let unshare = || {
+        let mut unshare = command("unshare");
+        unshare.args(["--user", "--map-root-user", "--pid"]);
+        unshare
+    };
+    let probe = unshare().args(["--fork", "true"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        return skipped(test, "no namespaces here (unshare --user --pid)");
+    }
+    let portal = MockPortal::new(good_run());
+    let mut command = unshare();
+    set_portal(&mut command, &portal);
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .arg(env!("CARGO_BIN_EXE_docspace-rotate"))
+        .args([CLIENT, "-q", "--", "/bin/cat"]);
+    run(&mut command).assert_run(0, SECRET, &[]);
+}
+
+/// A refusal has 5 s for its body, so that its status is known before the time limit.
+#[test]
+fn a_refusal_whose_body_never_comes_is_3() {
+    let header = b"HTTP/1.1 403 \r\nContent-Length: 99\r\n\r\n";
+    let actions = vec![Action::Send(header.to_vec()), Action::Hang];
+    let run = run_script(ready([expect_then("PATCH regenerate", actions)]), &[]);
+    run.fails_with(3, "answered [PATCH regenerate] with status 403; ");
 }
 
 /// Returns true if a process runs. One that nobody waits for may remain as a zombie.
@@ -324,11 +364,12 @@ fn a_script_with_windows_line_ends_sends_nothing() {
     let windows = script("windows", "#!/bin/sh\r\ncat > /dev/null\r\n");
     let by_env = script("by-env", "#!/usr/bin/env sh\r\ncat > /dev/null\r\n");
     let folder_name = script("folder", "#!/tmp\n");
-    let missing = script("missing", "#! /nowhere/interpreter -x\n");
+    let missing = script("missing", "#!/nowhere/interpreter -x\n");
     let argument = "COMMAND: an argument ends in a carriage return (Windows line endings?)";
     for (args, error) in [
         (vec!["--", "cat\r"], argument.to_owned()),
         (vec!["--", "sh", "-c", "cat", "x\r"], argument.to_owned()),
+        (vec!["--", "sh", "-c", "cat > x\r\n"], argument.to_owned()),
         (
             vec!["--", windows.as_str()],
             format!(
@@ -360,10 +401,24 @@ fn a_script_with_windows_line_ends_sends_nothing() {
             command
         });
     }
-    let portal = MockPortal::new(good_run());
-    let mut command = rotate(&portal);
-    command.env("PATH", "/usr/bin:/bin");
-    run(command.args(["-q", "--", "sh", "-c", "cat\n"])).assert_run(0, SECRET, &[]);
+    // A shell finds the carriage return after its option, perl ignores it.
+    let option = script("option", "#!/bin/echo -n\r\n");
+    for (args, stdout) in [
+        (vec!["--", "sh", "-c", "cat\n"], SECRET.to_owned()),
+        (
+            vec!["--", "sh", "-c", "echo a\r\ncat"],
+            format!("a\r\n{SECRET}"),
+        ),
+        (
+            vec!["--", "sh", "-c", "cat > /dev/null; exec $0", &option],
+            format!("-n\r {option}\n"),
+        ),
+    ] {
+        let portal = MockPortal::new(good_run());
+        let mut command = rotate(&portal);
+        command.env("PATH", "/usr/bin:/bin").arg("-q").args(args);
+        run(&mut command).assert_run(0, &stdout, &[]);
+    }
 }
 
 /// The address of the mock comes second, but it is the only IPv4 one.
