@@ -51,8 +51,8 @@ impl Command {
         command.env("DOCSPACE_CLIENT_ID", &options.client);
         command.env("DOCSPACE_BASE_URL", &options.url.text);
         let parent = process::id();
-        // A hook makes std fork instead of calling posix_spawn. Until exec, the child then still has
-        // our handler, which only defers. With posix_spawn, a signal to the group could kill it.
+        // A hook makes std fork instead of calling posix_spawn. The child then still has our handler,
+        // which only defers. With posix_spawn, a signal to the group could kill it.
         // SAFETY: the hook makes only plain system calls.
         unsafe { command.pre_exec(move || end_with_parent(parent)) };
         Ok(Command {

@@ -111,8 +111,9 @@ fn programs(script: &str) -> Vec<String> {
     }
     for part in outside.split(['|', ';', '&', '(', ')', '\n']) {
         let mut words = part.split_whitespace();
-        // `exec` and `{` stand before a command.
-        let program = words.find(|word| !["exec", "{", "}"].contains(word));
+        // `exec`, `{` and assignments stand before a command.
+        let is_program = |word: &&str| !["exec", "{", "}"].contains(word) && !word.contains('=');
+        let program = words.find(is_program);
         programs.extend(program.map(str::to_owned));
     }
     programs
@@ -158,6 +159,22 @@ fn each_line_delivers_the_secret_as_it_is() {
             assert!(is_exact, "{}: {stored:?}", row.store);
         }
     });
+}
+
+/// A client that fails after it has read the secret, beside a store that accepts anything.
+#[test]
+fn a_kubernetes_secret_that_cannot_be_made_is_6() {
+    let rows = rows();
+    let row = rows.iter().find(|row| row.store == "Kubernetes").unwrap();
+    let folder = Folder::new();
+    stub(&folder, "kubectl", "cat > $here/$1; [ $1 = patch ]");
+    let portal = MockPortal::new(ready([regenerate()]));
+    let mut command = rotate(&portal);
+    let path = format!("{}:/usr/bin:/bin", folder.as_ref().display());
+    command.env("PATH", path).args(["-q", "--"]);
+    let run = run(command.args(words(&row.line)));
+    run.fails_with(6, "the command sh: it exited with status 1; ");
+    assert_eq!(folder.names(), ["create", "kubectl"]);
 }
 
 /// Runs a row's line, and returns what its store could have read as the secret.
