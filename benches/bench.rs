@@ -116,8 +116,11 @@ fn measure(command: &mut Command, portal: &MockPortal) -> Run {
     let connections = portal.connections();
     let handshakes = portal.handshakes().len();
     let start = Instant::now();
+    // Locked until it is known: its last request may come before.
+    let mut process = PROCESS.lock().unwrap();
     let child = command.spawn().unwrap().id();
-    *PROCESS.lock().unwrap() = child;
+    *process = child;
+    drop(process);
     let mut exit = -1;
     // SAFETY: zero is a valid value for numbers, and the pointers are valid.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };

@@ -14,8 +14,8 @@ fn main() {
     println!("A mock portal listens on {}.\n", portal.url());
     show(&portal, KEY, &["--check", CLIENT], 0);
     show(&portal, KEY, &["--verify", CLIENT], 0);
-    let args = ["--json", "--only", "regenerate", "--quiet", CLIENT];
-    show(&portal, KEY, &args, 0);
+    // A command gets the secret on its stdin: this one counts its bytes.
+    show(&portal, KEY, &[CLIENT, "--", "wc", "-c"], 0);
     show(&portal, "sk-a-key-that-is-not-valid", &[CLIENT], 3);
 }
 
