@@ -6,7 +6,7 @@
 #   DOCSPACE_CLIENT_ID=27d1f5ac-11da-4592-828d-1bd6e6212e9d
 #   DOCSPACE_API_KEY=sk-...
 #
-# `docker inspect` shows the key during the run, but not one in a file: -e DOCSPACE_API_KEY_FILE=/key
+# `docker inspect` shows the key during the run, but not a key in a file: -e DOCSPACE_API_KEY_FILE=/key
 # -v "$PWD/docspace-key:/key:ro". Podman without root needs `export PODMAN_USERNS=keep-id`.
 set -eu
 umask 077

@@ -21,11 +21,11 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
   CLIENT_ID              the OAuth client's id        [env: DOCSPACE_CLIENT_ID]
   COMMAND [ARG]...       deliver the secret to COMMAND, on its stdin
   -u, --url URL          the portal's address         [env: DOCSPACE_BASE_URL]
-  -o, --output FILE      write the secret to FILE instead of stdout (- is stdout)
+  -o, --output FILE      write the secret to FILE (- is stdout, the default)
   -n, --no-newline       don't write a trailing newline
-      --json             write the portal's JSON object instead of the bare secret
+      --json             write the portal's JSON object, not the bare secret
       --only STEP        run only this step: regenerate or revoke
-      --verify           at the end, check that the portal accepts the new secret
+      --verify           at the end, check that the portal accepts the secret
       --check            check everything that a run needs, and change nothing
       --cacert FILE      trust only the CAs in FILE (PEM)  [env: SSL_CERT_FILE]
       --allow-http       allow plain http:// to a host other than this machine
@@ -53,7 +53,7 @@ Exit status: the state of the client, and what to do
      in with it, and if it cannot, run again
   129, 130, 131, 143  ended by SIGHUP, SIGINT, SIGQUIT or SIGTERM: the
                       message says what to do
-Running again is safe (after 7, in a few minutes): a new secret replaces any other.
+Running again is safe (after 7, in a few minutes): it replaces any other secret.
 ";
 
 #[derive(Debug)]
