@@ -8,9 +8,9 @@ use crate::project::*;
 use crate::run::*;
 
 /// What any machine has (POSIX), and what a shell does itself.
-const COMMON: [&str; 17] = [
-    "[", "{", "}", ":", "cat", "cd", "date", "echo", "exec", "grep", "kill", "mv", "printf", "sed",
-    "sh", "umask", "PID",
+const COMMON: [&str; 19] = [
+    "[", "{", "}", ":", "cat", "cd", "date", "echo", "exec", "exit", "grep", "kill", "mv",
+    "printf", "rm", "sed", "sh", "umask", "PID",
 ];
 
 /// A secret with all that shells and clients interpret.
@@ -203,7 +203,8 @@ fn delivered(row: &Row, secret: &str) -> Vec<String> {
     let portal = MockPortal::new(ready([expect("PATCH regenerate", reply), revoke()]));
     let mut command = rotate(&portal);
     let path = format!("{}:/usr/bin:/bin", folder.as_ref().display());
-    command.env("PATH", path).current_dir(folder.as_ref());
+    command.env("PATH", path).env("HOME", folder.as_ref());
+    command.current_dir(folder.as_ref());
     let done = run(command.arg("-q").arg("--").args(words_with_pid(&line)));
     assert_eq!(done.status, Some(0), "{}\n{done}", row.store);
     assert!(
@@ -215,8 +216,11 @@ fn delivered(row: &Row, secret: &str) -> Vec<String> {
     let mut found = vec![];
     for name in folder.names() {
         let text = fs::read_to_string(folder.path(&name)).unwrap_or_default();
-        if name != "arguments" || row.mind.contains("The secret is an argument.") {
+        if name != "arguments" {
             found.extend(readings(&text));
+        } else if row.mind.contains("The secret is an argument.") {
+            // One a line.
+            found.extend(text.lines().flat_map(readings));
         }
     }
     found
