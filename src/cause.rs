@@ -47,7 +47,7 @@ impl Reply {
 const PASSWORD_SCHEMES: [&str; 4] = ["basic", "digest", "negotiate", "ntlm"];
 
 /// Says why the sign-in gave no signature.
-pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
+pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
@@ -59,7 +59,9 @@ pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
     let cause = match reply.status {
         401 if asks_for_password => "something in front of the portal asks for a password",
         401 if !reply.is_empty() || !is_portals => return None,
-        401 if is_api_key => "the key is wrong, deactivated or expired, or its user is disabled",
+        401 if reply.has_api_key => {
+            "the key is wrong, deactivated or expired, or its user is disabled"
+        }
         401 => {
             "the key is wrong, deactivated or expired, or its user is disabled \
              (it does not begin with sk-, so it is not an API key)"
@@ -68,7 +70,7 @@ pub fn sign_in_cause(reply: &Reply, is_api_key: bool) -> Option<String> {
         403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
         404 if reply.is_problem() => "the portal is suspended or being removed",
         403 | 404 if !reply.is_empty() => return None,
-        403 if is_api_key => {
+        403 if reply.has_api_key => {
             "usually means that the key's rights are restricted (it needs read access to \
              everything), or something in front of the portal refuses"
         }
@@ -88,19 +90,23 @@ fn is_old_not_found(reply: &Reply) -> bool {
 }
 
 /// Says why a signed call was refused.
-pub fn refusal_cause(reply: &Reply, has_signature: bool) -> Option<String> {
+pub fn refusal_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
     let cause = match reply.status {
-        403 if has_signature && reply.is_problem() => {
+        403 if reply.has_signature && reply.is_problem() => {
             "the key's user is a guest, or Developer Tools are limited to administrators"
         }
-        403 if has_signature && reply.is_empty() && reply.content_type.is_empty() => {
+        403 if reply.has_signature && reply.is_empty() && reply.content_type.is_empty() => {
             "the identity service does not accept the portal's signature, or is failing"
         }
         404 if reply.is_problem() || is_old_not_found(reply) => {
             "no client with this id, or the key's user may not manage it"
+        }
+        // In reply to a HEAD, an old portal's `reason` is missing.
+        404 if reply.is_empty() && reply.content_type.contains("json") => {
+            "no client with this id that the key's user may manage, or no such path"
         }
         _ => return None,
     };
@@ -208,7 +214,11 @@ mod tests {
             case("404 with words", reply(404, "text/plain", "no"), None),
             case("another status", reply(418, "", ""), None),
         ] {
-            let found = sign_in_cause(&case.reply, case.is_api_key);
+            let reply = Reply {
+                has_api_key: case.is_api_key,
+                ..case.reply
+            };
+            let found = sign_in_cause(&reply);
             assert_cause(case.name, found, case.cause);
         }
     }
@@ -265,8 +275,12 @@ mod tests {
             ("404 of something else", reply(404, "", ""), None, None),
             ("401", reply(401, "", ""), None, None),
         ] {
-            assert_cause(name, refusal_cause(&reply, true), signed);
-            assert_cause(name, refusal_cause(&reply, false), unsigned);
+            assert_cause(name, refusal_cause(&reply), unsigned);
+            let reply = Reply {
+                has_signature: true,
+                ..reply
+            };
+            assert_cause(name, refusal_cause(&reply), signed);
         }
     }
 

@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::connection::{self, Connection};
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
+use crate::secret::{NewSecret, Secret};
 use crate::settings::Options;
 use crate::signal;
 
@@ -35,13 +36,13 @@ const BODY: Duration = Duration::from_secs(5);
 const END_OF_BODY: Duration = Duration::from_millis(200);
 const MAX_REST: u64 = 16;
 
-/// The header fields or the form of a request.
-pub type Fields = Vec<(&'static str, String)>;
-
+/// What requests to the portal are made with.
 pub struct Http<'a> {
     options: &'a Options,
     agent: Agent,
     connection: Connection,
+    pub signature: Option<Secret>,
+    pub new_secret: Option<NewSecret>,
 }
 
 impl Http<'_> {
@@ -84,12 +85,14 @@ impl Http<'_> {
             options,
             agent,
             connection,
+            signature: None,
+            new_secret: None,
         }
     }
 
-    /// Only the POST has a form.
-    pub fn send(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Failure> {
-        self.exchange(call, headers, form).map_err(|error| {
+    /// Makes one attempt at a call.
+    pub fn send(&self, call: Call) -> Result<Reply, Failure> {
+        self.exchange(call).map_err(|error| {
             let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
             failure.may_have_been_sent = self.connection.has_sent();
             failure.tried = self.connection.take_addresses();
@@ -106,9 +109,9 @@ impl Http<'_> {
         })
     }
 
-    fn exchange(&self, call: Call, headers: Fields, form: Fields) -> Result<Reply, Error> {
+    fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
-        let response = self.run(call, headers, form)?;
+        let response = self.run(call)?;
         if call == Call::Regenerate {
             // The secret is on its way.
             signal::grant_time();
@@ -130,19 +133,31 @@ impl Http<'_> {
             retry_after: header("retry-after"),
             body,
             truncated,
+            has_signature: self.signature.is_some(),
+            has_api_key: self.options.key.is_api_key(),
         })
     }
 
     /// Sends a request, and returns the reply with its body still to come.
-    fn run(&self, call: Call, headers: Fields, form: Fields) -> Result<Response<Body>, Error> {
-        let Options { url, client, .. } = self.options;
+    fn run(&self, call: Call) -> Result<Response<Body>, Error> {
+        let Options {
+            url, client, key, ..
+        } = self.options;
         let url = format!("{}{}", url.text, call.path(client));
-        if !form.is_empty() {
-            return self.agent.post(url).send_form(form);
+        if let (Call::Introspect, Some(new)) = (call, &self.new_secret) {
+            // It authenticates with the new secret alone. The token can be any text.
+            return self.agent.post(url).send_form([
+                ("client_id", client.as_str()),
+                ("client_secret", new.secret.expose()),
+                ("token", "docspace-rotate"),
+            ]);
         }
         let mut request = http::Request::builder().method(call.method()).uri(url);
-        for (name, value) in headers {
-            request = request.header(name, value);
+        request = request.header("authorization", format!("Bearer {}", key.expose()));
+        if call.is_signed()
+            && let Some(signature) = &self.signature
+        {
+            request = request.header("x-signature", signature.expose());
         }
         match call {
             Call::Regenerate => {

@@ -8,8 +8,8 @@ use crate::call::Call;
 use crate::error::{Error, State, log};
 use crate::failure::Failure;
 use crate::http::Http;
-use crate::reply::{self, NotDone, Reply, SignInReply};
-use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
+use crate::reply::{self, NotDone, Reply};
+use crate::secret::{HIDDEN, NewSecret, looks_like_secret, redact, shorten};
 use crate::settings::Options;
 use crate::signal;
 use crate::words::server_words;
@@ -17,10 +17,8 @@ use crate::words::server_words;
 pub struct Portal<'a> {
     options: &'a Options,
     http: Http<'a>,
-    signature: Option<Secret>,
-    /// What a sign-in that issued no signature said, as in `status 403: Forbidden`.
+    /// What a sign-in that issued no signature said, as in `status 403 (Forbidden)`.
     unsigned: Option<String>,
-    new: Option<NewSecret>,
 }
 
 impl<'a> Portal<'a> {
@@ -28,28 +26,20 @@ impl<'a> Portal<'a> {
         Portal {
             options,
             http: Http::new(options),
-            signature: None,
             unsigned: None,
-            new: None,
         }
     }
 
     /// Turns the key into a signature, which later calls carry beside the key. A server without
     /// such a sign-in gets the key alone.
     pub fn sign_in(&mut self) -> Result<(), Error> {
-        let Options { key, mode, .. } = self.options;
-        let read = |reply: &Reply| reply::sign_in(reply, key.is_api_key(), *mode);
+        let read = |reply: &Reply| {
+            let signature = reply::sign_in(reply, self.options.mode)?;
+            Ok(signature.map_err(|cause| self.answer(Call::SignIn, reply, cause.as_deref())))
+        };
         match self.call(Call::SignIn, read)? {
-            SignInReply::Signature(signature) => self.signature = Some(signature),
-            SignInReply::Unsigned {
-                status,
-                words,
-                cause,
-            } => {
-                let mut why = vec![format!("status {status}")];
-                why.extend(self.words(Call::SignIn, &words));
-                why.extend(cause.map(|cause| self.redact_known(&cause)));
-                let why = why.join(": ");
+            Ok(signature) => self.http.signature = Some(signature),
+            Err(why) => {
                 self.log(&format!(
                     "The portal issued no signature ({why}): continuing with the key alone."
                 ));
@@ -68,8 +58,7 @@ impl<'a> Portal<'a> {
 
     /// Checks that the client exists, and says when the key expires.
     pub fn check(&self) -> Result<(), Error> {
-        let read = |reply: &Reply| reply::client_exists(reply, self.has_signature());
-        self.call(Call::Probe, read)?;
+        self.call(Call::Probe, reply::client_exists)?;
         // The rest is extra: nothing changes the status any more.
         signal::finish();
         let Options {
@@ -80,10 +69,9 @@ impl<'a> Portal<'a> {
         } else {
             "bearer token"
         };
-        let signed_in = if self.has_signature() {
-            "signed in"
-        } else {
-            "no sign-in"
+        let signed_in = match self.http.signature {
+            Some(_) => "signed in",
+            None => "no sign-in",
         };
         self.log(&format!(
             "Ready: {} knows client {client} ({key}, {signed_in}).",
@@ -98,16 +86,13 @@ impl<'a> Portal<'a> {
     }
 
     pub fn regenerate(&mut self) -> Result<&NewSecret, Error> {
-        let read = |reply: &Reply| reply::regenerated(reply, self.has_signature());
-        let new = self.call(Call::Regenerate, read)?;
+        let new = self.call(Call::Regenerate, reply::regenerated)?;
         self.log("Client secret has been regenerated.");
-        Ok(self.new.insert(new))
+        Ok(self.http.new_secret.insert(new))
     }
 
     pub fn revoke(&self) -> Result<(), Error> {
-        self.call(Call::Revoke, |reply| {
-            reply::revoked(reply, self.has_signature())
-        })?;
+        self.call(Call::Revoke, reply::revoked)?;
         self.log(&format!(
             "Client consent revoked for client {}.",
             self.options.client
@@ -152,12 +137,12 @@ impl<'a> Portal<'a> {
                 }
                 Err(not_done) => not_done,
             };
-            if call == Call::Regenerate && matches!(not_done, NotDone::Busy(_)) {
+            if call == Call::Regenerate && not_done == NotDone::Busy {
                 // It did nothing, so a deferred signal ends the run here.
                 signal::enter(State::Unchanged);
             }
             let may_repeat = match not_done {
-                NotDone::Busy(_) => true,
+                NotDone::Busy => true,
                 NotDone::Unclear(_) => call.is_idempotent(),
                 NotDone::Refused(_) => false,
             };
@@ -179,13 +164,12 @@ impl<'a> Portal<'a> {
 
     /// The line of the first retry shows the server's words.
     fn log_retry(&self, call: Call, attempt: u32, result: &Result<Reply, Failure>, wait: Duration) {
-        let mut summary = self.summarize(call, result);
-        if attempt == 0
-            && let Ok(reply) = result
-        {
-            summary += &self.words_in_parentheses(call, reply);
-        }
-        self.log(&format!("{summary}, trying again in {wait:?}"));
+        let words = match result {
+            Ok(reply) if attempt == 0 => self.words(call, reply),
+            _ => String::new(),
+        };
+        let summary = self.summarize(call, result);
+        self.log(&format!("{summary}{words}, trying again in {wait:?}"));
     }
 
     /// Logs the status of a call that failed for good, and returns the error.
@@ -195,36 +179,32 @@ impl<'a> Portal<'a> {
             (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };
-        let (NotDone::Busy(cause) | NotDone::Unclear(cause) | NotDone::Refused(cause)) = not_done;
-        let what = match result {
-            Ok(reply) => {
-                self.log(&self.summarize(call, result));
-                self.describe_reply(call, reply, cause.as_deref())
-            }
-            Err(failure) => self.describe_failure(call, failure),
+        let summary = self.summarize(call, result);
+        let Ok(reply) = result else {
+            return Error::new(state, summary);
         };
+        self.log(&summary);
+        let cause = match &not_done {
+            NotDone::Busy => None,
+            NotDone::Unclear(cause) | NotDone::Refused(cause) => cause.as_deref(),
+        };
+        let (portal, name) = (&self.options.url.shown, call.name());
+        let answer = self.answer(call, reply, cause);
+        let mut what = format!("{portal} answered {name} with {answer}");
+        if reply.status >= 300
+            && call.is_signed()
+            && let Some(why) = &self.unsigned
+            // Not if the same cause is already in the line.
+            && !cause.is_some_and(|cause| why.ends_with(cause))
+        {
+            what += &format!(", and [GET token] issued no signature ({why})");
+        }
         Error::new(state, what)
     }
 
     fn send(&self, call: Call) -> Result<Reply, Failure> {
         signal::doing(format!("during {} at {}", call.name(), self.peer()));
-        let Options { client, key, .. } = self.options;
-        if let (Call::Introspect, Some(new)) = (call, &self.new) {
-            // It authenticates with the new secret alone. The token can be any text.
-            let form = vec![
-                ("client_id", client.clone()),
-                ("client_secret", new.secret.expose().to_owned()),
-                ("token", "docspace-rotate".to_owned()),
-            ];
-            return self.http.send(call, vec![], form);
-        }
-        let mut headers = vec![("authorization", format!("Bearer {}", key.expose()))];
-        if call.is_signed()
-            && let Some(signature) = &self.signature
-        {
-            headers.push(("x-signature", signature.expose().to_owned()));
-        }
-        self.http.send(call, headers, vec![])
+        self.http.send(call)
     }
 
     /// Returns the portal's host, and the proxy on the way to it.
@@ -242,14 +222,11 @@ impl<'a> Portal<'a> {
 
     /// Says what the result of a call was, for the log.
     fn summarize(&self, call: Call, result: &Result<Reply, Failure>) -> String {
-        match result {
-            Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
-            Err(failure) => self.describe_failure(call, failure),
-        }
-    }
-
-    fn describe_failure(&self, call: Call, failure: &Failure) -> String {
         let (peer, name) = (self.peer(), call.name());
+        let failure = match result {
+            Ok(reply) => return format!("{name} Status: {}", reply.status),
+            Err(failure) => failure,
+        };
         let why = self.redact_known(&failure.why);
         if failure.may_have_been_sent {
             return format!("{peer} gave no valid answer to {name}: {why}");
@@ -260,38 +237,25 @@ impl<'a> Portal<'a> {
         )
     }
 
-    fn describe_reply(&self, call: Call, reply: &Reply, cause: Option<&str>) -> String {
-        let (peer, name) = (&self.options.url.shown, call.name());
-        let words = self.words_in_parentheses(call, reply);
-        let mut what = format!("{peer} answered {name} with status {}{words}", reply.status);
-        if let Some(cause) = cause {
-            what += &format!(": {}", self.redact_known(cause));
-        }
-        if reply.status >= 300
-            && call.is_signed()
-            && let Some(why) = &self.unsigned
-            // Not if the same cause is already in the line.
-            && !cause.is_some_and(|cause| why.ends_with(cause))
-        {
-            what += &format!(", and [GET token] issued no signature ({why})");
-        }
-        what
-    }
-
-    /// Returns a server's words, as in ` (Forbidden: Access denied)`.
-    fn words_in_parentheses(&self, call: Call, reply: &Reply) -> String {
-        match self.words(call, &server_words(reply)) {
-            Some(words) => format!(" ({words})"),
-            None => String::new(),
+    /// Says what a reply was, as in `status 403 (Forbidden): the portal is being restored`.
+    fn answer(&self, call: Call, reply: &Reply, cause: Option<&str>) -> String {
+        let answer = format!("status {}{}", reply.status, self.words(call, reply));
+        match cause {
+            Some(cause) => format!("{answer}: {}", self.redact_known(cause)),
+            None => answer,
         }
     }
 
-    fn words(&self, call: Call, texts: &[String]) -> Option<String> {
-        if texts.is_empty() {
-            return None;
+    /// Returns the server's words, as in ` (Forbidden: Access denied)`.
+    fn words(&self, call: Call, reply: &Reply) -> String {
+        let mut words = vec![];
+        for text in server_words(reply) {
+            words.push(self.redact(call, &text));
         }
-        let words: Vec<String> = texts.iter().map(|text| self.redact(call, text)).collect();
-        Some(shorten(words.join(": ")))
+        if words.is_empty() {
+            return String::new();
+        }
+        format!(" ({})", shorten(words.join(": ")))
     }
 
     /// Makes a server's text fit for the log.
@@ -305,13 +269,9 @@ impl<'a> Portal<'a> {
     /// Does the same for a text that can contain only secrets that the run knows.
     fn redact_known(&self, text: &str) -> String {
         let mut secrets = vec![&self.options.key];
-        secrets.extend(&self.signature);
-        secrets.extend(self.new.iter().map(|new| &new.secret));
+        secrets.extend(&self.http.signature);
+        secrets.extend(self.http.new_secret.iter().map(|new| &new.secret));
         redact(text, &secrets)
-    }
-
-    fn has_signature(&self) -> bool {
-        self.signature.is_some()
     }
 
     fn log(&self, line: &str) {

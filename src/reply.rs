@@ -9,7 +9,6 @@ use crate::cause::{WEB_PAGE, refusal_cause, sign_in_cause};
 use crate::cli::Mode;
 use crate::failure::Failure;
 use crate::secret::{NewSecret, Secret};
-use crate::words::server_words;
 
 /// The longest body of a reply, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -29,13 +28,16 @@ pub struct Reply {
     pub body: String,
     /// Why the end of the body is missing.
     pub truncated: Option<String>,
+    /// What the request had: a signature, and an API key in place of another bearer token.
+    pub has_signature: bool,
+    pub has_api_key: bool,
 }
 
 /// Why a call is not known to be done, with the cause where a reply proves one.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotDone {
     /// Nothing was done: any call may be sent again.
-    Busy(Option<String>),
+    Busy,
     /// It may have been done: only an idempotent call may be sent again.
     Unclear(Option<String>),
     /// Nothing was done, and the same call would be refused again.
@@ -68,7 +70,7 @@ pub fn evaluate<T>(
         return unclear("the reply contains a client_secret all the same");
     }
     match reply.status {
-        429 => Err(Busy(None)),
+        429 => Err(Busy),
         425 if call.is_idempotent() => Err(Unclear(None)),
         100..200 => unclear("not a final reply"),
         ..100 | 408 | 500 | 502.. => Err(Unclear(None)),
@@ -82,7 +84,7 @@ fn without_reply(call: Call, failure: &Failure) -> NotDone {
     } else if failure.may_have_been_sent {
         Unclear(None)
     } else {
-        Busy(None)
+        Busy
     }
 }
 
@@ -138,20 +140,10 @@ impl Reply {
     }
 }
 
-pub enum SignInReply {
-    Signature(Secret),
-    /// What a server said that issued none.
-    Unsigned {
-        status: u16,
-        words: Vec<String>,
-        cause: Option<String>,
-    },
-}
-
-/// Reads a reply to the sign-in: `{"response": "<jwt>"}`. Only `--only revoke` accepts a server that
-/// compresses: it would compress the new secret, too.
-pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignInReply, NotDone> {
-    let cause = sign_in_cause(reply, is_api_key);
+/// Reads a reply to the sign-in, `{"response": "<jwt>"}`. Returns the signature, or why there is none.
+/// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
+pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, Option<String>>, NotDone> {
+    let cause = sign_in_cause(reply);
     let is_compressed = mode != Mode::Revoke && reply.would_compress_secret();
     if reply.status == 401 || is_compressed {
         return Err(Refused(cause));
@@ -159,14 +151,7 @@ pub fn sign_in(reply: &Reply, is_api_key: bool, mode: Mode) -> Result<SignInRepl
     if reply.status == 200 && reply.has_incomplete_json() && reply.compression().is_none() {
         return Err(Unclear(Some(reply.missing_end())));
     }
-    if let Some(signature) = signature(reply) {
-        return Ok(SignInReply::Signature(signature));
-    }
-    Ok(SignInReply::Unsigned {
-        status: reply.status,
-        words: server_words(reply),
-        cause,
-    })
+    Ok(signature(reply).ok_or(cause))
 }
 
 fn signature(reply: &Reply) -> Option<Secret> {
@@ -174,7 +159,7 @@ fn signature(reply: &Reply) -> Option<Secret> {
         return None;
     }
     let json = reply.json().ok()?;
-    Secret::signature(json.get("response")?.as_str()?)
+    Secret::signature(json["response"].as_str()?)
 }
 
 /// Reads a reply to the HEAD of a run that only waits. Accepts any, except 2xx for a web page, and
@@ -188,47 +173,38 @@ pub fn ready(reply: &Reply) -> Result<(), NotDone> {
 }
 
 /// Reads a reply to the HEAD of `--check`, which has to say that the client exists.
-pub fn client_exists(reply: &Reply, has_signature: bool) -> Result<(), NotDone> {
+pub fn client_exists(reply: &Reply) -> Result<(), NotDone> {
     if reply.is_success() {
         return ready(reply);
     }
-    let cause = refusal_cause(reply, has_signature);
-    if cause.is_some() {
-        return Err(Refused(cause));
-    }
-    match reply.status {
-        // The `reason` is in the body, which a HEAD does not have.
-        404 if reply.content_type.contains("json") => {
-            refused("no client with this id that the key's user may manage, or no such path")
-        }
-        405 | 501 => refused("this server cannot check a client; a run may still work"),
-        _ => Err(Refused(None)),
+    match (refusal_cause(reply), reply.status) {
+        (None, 405 | 501) => refused("this server cannot check a client; a run may still work"),
+        (cause, _) => Err(Refused(cause)),
     }
 }
 
 /// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
-pub fn regenerated(reply: &Reply, has_signature: bool) -> Result<NewSecret, NotDone> {
-    match reply.status {
-        200..300 => {}
+pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
+    match (reply.status, find_secret(&reply.body)) {
+        (200..300, Ok(new)) => Ok(new),
+        (200..300, Err(why)) => unclear(&what_came_instead(reply, why)),
         // 303 may be the end of a request that was carried out (RFC 9110, section 15.4.4).
-        303 | 501 => return Err(Unclear(reply.general_cause())),
-        _ => return Err(Refused(refusal_cause(reply, has_signature))),
+        (303 | 501, _) => Err(Unclear(reply.general_cause())),
+        _ => Err(Refused(refusal_cause(reply))),
     }
-    let why = match find_secret(&reply.body) {
-        Ok(new) => return Ok(new),
-        Err(why) => why,
-    };
-    let is_blank = reply.text().is_empty();
-    if let Some(cause) = reply.general_cause()
-        && why != NO_SECRET
-        && !is_blank
-    {
-        return Err(Unclear(Some(cause)));
+}
+
+fn what_came_instead(reply: &Reply, why: &str) -> String {
+    if why == NO_SECRET {
+        return why.to_owned();
     }
-    match &reply.truncated {
-        Some(_) if why != NO_SECRET => Err(Unclear(Some(reply.missing_end()))),
-        None if is_blank => unclear("the reply has no body"),
-        _ => unclear(why),
+    if reply.is_empty() {
+        return "the reply has no body".to_owned();
+    }
+    match reply.general_cause() {
+        Some(cause) if !reply.text().is_empty() => cause,
+        _ if reply.truncated.is_some() => reply.missing_end(),
+        _ => why.to_owned(),
     }
 }
 
@@ -247,21 +223,20 @@ pub fn find_secret(body: &str) -> Result<NewSecret, &'static str> {
         Some(Err(error)) if !error.is_eof() => return Err("not JSON"),
         _ => return Err("truncated JSON"),
     };
-    let nested = json.get("response").and_then(secret_in);
-    let found = nested.or_else(|| secret_in(&json));
-    found.ok_or(NO_SECRET)
+    let nested = secret_in(&json["response"]);
+    nested.or_else(|| secret_in(&json)).ok_or(NO_SECRET)
 }
 
 fn secret_in(object: &Value) -> Option<NewSecret> {
-    let secret = Secret::client_secret(object.get("client_secret")?.as_str()?)?;
+    let secret = Secret::client_secret(object["client_secret"].as_str()?)?;
     let object = Secret::new(object.to_string());
     Some(NewSecret { secret, object })
 }
 
 /// Reads a reply to the DELETE. Any success will do, except a login page.
-pub fn revoked(reply: &Reply, has_signature: bool) -> Result<(), NotDone> {
+pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
     if !reply.is_success() {
-        return Err(Refused(refusal_cause(reply, has_signature)));
+        return Err(Refused(refusal_cause(reply)));
     }
     if reply.text().starts_with('<') {
         return refused(WEB_PAGE);
@@ -334,7 +309,7 @@ mod tests {
     fn kind<T>(result: Result<T, NotDone>) -> &'static str {
         match result {
             Ok(_) => "done",
-            Err(Busy(_)) => "busy",
+            Err(Busy) => "busy",
             Err(Unclear(_)) => "unclear",
             Err(Refused(_)) => "refused",
         }
@@ -342,12 +317,10 @@ mod tests {
 
     fn kind_of(call: Call, result: Result<Reply, Failure>) -> &'static str {
         match call {
-            Call::SignIn => kind(evaluate(call, &result, |reply| {
-                sign_in(reply, true, Mode::All)
-            })),
+            Call::SignIn => kind(evaluate(call, &result, |reply| sign_in(reply, Mode::All))),
             Call::Probe => kind(evaluate(call, &result, ready)),
-            Call::Regenerate => kind(evaluate(call, &result, |reply| regenerated(reply, true))),
-            Call::Revoke => kind(evaluate(call, &result, |reply| revoked(reply, true))),
+            Call::Regenerate => kind(evaluate(call, &result, regenerated)),
+            Call::Revoke => kind(evaluate(call, &result, revoked)),
             Call::Introspect => kind(evaluate(call, &result, is_live)),
             Call::Expiry => unreachable!("its reply is optional"),
         }
@@ -467,7 +440,7 @@ mod tests {
 
     #[test]
     fn secrets_in_replies() {
-        let read = |body: &str| match regenerated(&reply(200, body), true) {
+        let read = |body: &str| match regenerated(&reply(200, body)) {
             Ok(NewSecret { secret, object }) => {
                 Ok((secret.expose().to_owned(), object.expose().to_owned()))
             }
@@ -522,18 +495,15 @@ mod tests {
     #[test]
     fn signatures_in_replies() {
         for (status, body, expected) in [
-            (200, JWT, Ok("a.b.c")),
-            (201, JWT, Err(201)),
-            (200, r#"{"response":{}}"#, Err(200)),
-            (200, r#"{"response":"x"}"#, Err(200)),
-            (200, "", Err(200)),
+            (200, JWT, Some("a.b.c")),
+            (201, JWT, None),
+            (200, r#"{"response":{}}"#, None),
+            (200, r#"{"response":"x"}"#, None),
+            (200, "", None),
         ] {
-            let found = match sign_in(&reply(status, body), true, Mode::All) {
-                Ok(SignInReply::Signature(signature)) => Ok(signature.expose().to_owned()),
-                Ok(SignInReply::Unsigned { status, .. }) => Err(status),
-                Err(not_done) => panic!("{status} {body}: {not_done:?}"),
-            };
-            assert_eq!(found, expected.map(str::to_owned));
+            let found = sign_in(&reply(status, body), Mode::All).expect(body).ok();
+            let found = found.as_ref().map(Secret::expose);
+            assert_eq!(found, expected, "{status} {body}");
         }
     }
 

@@ -384,7 +384,7 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "402 of something else",
             reply: plain("402 ", "quota exceeded"),
-            said: "402: quota exceeded".to_owned(),
+            said: "402 (quota exceeded)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -402,43 +402,43 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "403, problem+json",
             reply: recorded("token-403-restore"),
-            said: "403: Forbidden: the portal is being restored, moved or encrypted".to_owned(),
+            said: "403 (Forbidden): the portal is being restored, moved or encrypted".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "403, problem+json, another bearer",
             key: BEARER,
             reply: recorded("token-403-restore"),
-            said: "403: Forbidden: the portal is being restored, moved or encrypted".to_owned(),
+            said: "403 (Forbidden): the portal is being restored, moved or encrypted".to_owned(),
         },
         SignInRow {
             name: "403, a JSON string",
             reply: recorded("token-403-restricted"),
-            said: "403: The access to the portal is restricted".to_owned(),
+            said: "403 (The access to the portal is restricted)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "403, a JSON string in Russian, another bearer",
             key: BEARER,
             reply: json_with("403 ", "\"Доступ к порталу ограничен\""),
-            said: "403: Доступ к порталу ограничен".to_owned(),
+            said: "403 (Доступ к порталу ограничен)".to_owned(),
         },
         SignInRow {
             name: "403, other JSON",
             reply: json_with("403 ", r#"{"error":{"message":"not from here"}}"#),
-            said: "403: not from here".to_owned(),
+            said: "403 (not from here)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "403, JSON that is called HTML",
             reply: html("403 ", r#"{"message":"not from here"}"#),
-            said: "403: not from here".to_owned(),
+            said: "403 (not from here)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "403, text",
             reply: plain("403 ", "RBAC: access denied"),
-            said: "403: RBAC: access denied".to_owned(),
+            said: "403 (RBAC: access denied)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -450,13 +450,13 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "403, a page",
             reply: recorded("page-403-challenge"),
-            said: format!("403: Just a moment...: {WEB_PAGE}"),
+            said: format!("403 (Just a moment...): {WEB_PAGE}"),
             ..SignInRow::default()
         },
         SignInRow {
             name: "403, a page that is called JSON",
             reply: json_with("403 ", "\u{feff}\r\n <title>no</title>"),
-            said: format!("403: no: {WEB_PAGE}"),
+            said: format!("403 (no): {WEB_PAGE}"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -468,7 +468,7 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "404, problem+json",
             reply: recorded("token-404-suspended"),
-            said: "404: Not Found: the portal is suspended or being removed".to_owned(),
+            said: "404 (Not Found): the portal is suspended or being removed".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -486,19 +486,19 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "404, other JSON",
             reply: json_with("404 ", r#"{"message":"no Route matched"}"#),
-            said: "404: no Route matched".to_owned(),
+            said: "404 (no Route matched)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "404, text",
             reply: plain("404 ", "404 page not found\n"),
-            said: "404: 404 page not found".to_owned(),
+            said: "404 (404 page not found)".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "400, a page",
             reply: recorded("page-400-https"),
-            said: format!("400: 400 The plain HTTP request was sent to HTTPS port: {WEB_PAGE}"),
+            said: format!("400 (400 The plain HTTP request was sent to HTTPS port): {WEB_PAGE}"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -516,7 +516,7 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "200, a page",
             reply: json("<html><title>Sign in</title></html>"),
-            said: format!("200: Sign in: {WEB_PAGE}"),
+            said: format!("200 (Sign in): {WEB_PAGE}"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -1543,14 +1543,14 @@ fn titles() -> Vec<Title> {
 /// Returns the cases in which this page refuses the sign-in, and then the PATCH.
 fn title_cases(row: &Title) -> [Case; 2] {
     let page = response("403 ", "Content-Type: text/html", &row.page);
-    let (words, in_log) = match row.shown.as_str() {
-        "" => (String::new(), String::new()),
-        shown => (format!(" ({shown})"), format!("{shown}: ")),
+    let words = match row.shown.as_str() {
+        "" => String::new(),
+        shown => format!(" ({shown})"),
     };
     let mut patch_log = RUN.log(&recorded("token-200"), None, &page);
     let said = format!("403{words}: {WEB_PAGE}");
     patch_log.push(error_line(RUN.call, &said, REFUSED));
-    let why = format!("status 403: {in_log}{WEB_PAGE}");
+    let why = format!("status 403{words}: {WEB_PAGE}");
     let mut token_log = CHECK.log(&page, Some(&why), b"HTTP/1.1 404 ");
     let said = format!("404{}", note(&why));
     token_log.push(error_line(CHECK.call, &said, REFUSED));
