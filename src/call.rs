@@ -22,14 +22,15 @@ impl Call {
     }
 
     pub fn path(self, client: &str) -> String {
-        match self {
-            Call::SignIn => "/api/2.0/security/oauth2/token".to_owned(),
-            Call::Probe => format!("/api/2.0/clients/{client}"),
-            Call::Regenerate => format!("/api/2.0/clients/{client}/regenerate"),
-            Call::Revoke => format!("/api/2.0/clients/{client}/revoke"),
-            Call::Introspect => "/oauth2/introspect".to_owned(),
-            Call::Expiry => "/api/2.0/keys/@self".to_owned(),
-        }
+        let path = match self {
+            Call::SignIn => "/api/2.0/security/oauth2/token",
+            Call::Probe => "/api/2.0/clients/{id}",
+            Call::Regenerate => "/api/2.0/clients/{id}/regenerate",
+            Call::Revoke => "/api/2.0/clients/{id}/revoke",
+            Call::Introspect => "/oauth2/introspect",
+            Call::Expiry => "/api/2.0/keys/@self",
+        };
+        path.replace("{id}", client)
     }
 
     /// Returns the name in messages, as in the vendor's sample.

@@ -8,7 +8,8 @@ use lexopt::Error::{UnexpectedOption, UnexpectedValue};
 use lexopt::prelude::*;
 
 use crate::error::{Error, State};
-use crate::secret::{escape, looks_like_secret};
+use crate::output::Destination;
+use crate::secret::{escape, may_contain_key};
 
 const VERSION: &str = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
 
@@ -77,9 +78,7 @@ pub struct Arguments {
     pub timeout: Duration,
     pub client: Option<OsString>,
     pub url: Option<OsString>,
-    pub output: Option<PathBuf>,
-    /// Its name and its arguments.
-    pub command: Option<Vec<OsString>>,
+    pub destination: Option<Destination>,
     pub no_newline: bool,
     pub json: bool,
     pub only: Option<Mode>,
@@ -97,19 +96,19 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Action, Error>
         timeout: Duration::from_secs(120),
         ..Arguments::default()
     };
+    let mut words: Vec<OsString> = words.into_iter().collect();
+    // lexopt would take what follows `--` for positional arguments.
+    let dashes = words.iter().position(|word| word == "--");
+    let command = dashes.map(|at| words.split_off(at));
     let mut parser = lexopt::Parser::from_args(words);
-    loop {
-        if let Some(command) = command_after_dashes(&mut parser) {
-            args.command = Some(command);
-        }
-        let Some(arg) = parser.next()? else {
-            break;
-        };
+    while let Some(arg) = parser.next()? {
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
             Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
-            Short('o') | Long("output") => args.output = Some(path(&mut parser, "--output")?),
+            Short('o') | Long("output") => {
+                args.destination = Some(file(path(&mut parser, "--output")?));
+            }
             Short('n') | Long("no-newline") => args.no_newline = true,
             Long("json") => args.json = true,
             Long("only") => args.only = Some(step(&value(&mut parser, "--only")?)?),
@@ -128,45 +127,47 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Action, Error>
             other => return Err(other.unexpected().into()),
         }
     }
-    if let Some(why) = usage_error(&args) {
-        return Error::usage(why);
+    if let Some(words) = command {
+        if args.destination.is_some() {
+            return Error::usage("--output cannot be combined with COMMAND");
+        }
+        args.destination = Some(command_after_dashes(words)?);
     }
+    check_combination(&args)?;
     Ok(Action::Rotate(Box::new(args)))
 }
 
-/// Returns everything after `--`, if that comes next. lexopt would take it for positional
-/// arguments.
-fn command_after_dashes(parser: &mut lexopt::Parser) -> Option<Vec<OsString>> {
-    let mut rest = parser.try_raw_args()?;
-    rest.next_if(|arg| arg == "--")?;
-    Some(rest.collect())
+fn file(path: PathBuf) -> Destination {
+    if path.as_os_str() == "-" {
+        return Destination::Stdout;
+    }
+    Destination::File(path)
 }
 
-/// Returns what is wrong with a combination of arguments.
-fn usage_error(args: &Arguments) -> Option<&'static str> {
-    let has_output = args.output.is_some() || args.command.is_some();
+fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
+    if words.iter().any(ends_in_carriage_return) {
+        return Error::usage(
+            "COMMAND: an argument ends in a carriage return (Windows line endings?)",
+        );
+    }
+    let mut words = words.into_iter().skip(1);
+    match words.next() {
+        Some(name) if !name.is_empty() => Ok(Destination::Command(name, words.collect())),
+        _ => Error::usage("COMMAND is missing after --"),
+    }
+}
+
+fn check_combination(args: &Arguments) -> Result<(), Error> {
     if args.check && (args.only.is_some() || args.verify) {
-        return Some("--check cannot be combined with --only or --verify");
+        return Error::usage("--check cannot be combined with --only or --verify");
     }
     if args.only == Some(Mode::Revoke) && args.verify {
-        return Some("--only revoke: there is no new secret to --verify");
+        return Error::usage("--only revoke: there is no new secret to --verify");
     }
-    if args.only == Some(Mode::Revoke) && has_output {
-        return Some("--only revoke: there is no new secret to deliver");
+    if args.only == Some(Mode::Revoke) && args.destination.is_some() {
+        return Error::usage("--only revoke: there is no new secret to deliver");
     }
-    let Some(command) = &args.command else {
-        return None;
-    };
-    if args.output.is_some() {
-        return Some("--output cannot be combined with COMMAND");
-    }
-    if command.first().is_none_or(|name| name.is_empty()) {
-        return Some("COMMAND is missing after --");
-    }
-    if command.iter().any(ends_in_carriage_return) {
-        return Some("COMMAND: an argument ends in a carriage return (Windows line endings?)");
-    }
-    None
+    Ok(())
 }
 
 /// Newlines after it do not matter.
@@ -197,9 +198,7 @@ fn path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Error> {
 impl From<lexopt::Error> for Error {
     fn from(error: lexopt::Error) -> Error {
         let what = match error {
-            UnexpectedOption(option)
-                if option.contains("sk-") || looks_like_secret(&option, "") =>
-            {
+            UnexpectedOption(option) if may_contain_key(&option) => {
                 "[hidden]: unknown option".to_owned()
             }
             UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),

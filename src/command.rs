@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, ExitStatus};
+use std::process::{self, Child};
 
 use crate::error::wait_writable;
 use crate::secret::show;
@@ -38,7 +38,7 @@ impl Command {
             return Err(io::Error::other("not found, or not executable"));
         };
         if let Some(interpreter) = missing_interpreter(&program) {
-            let interpreter = show(&interpreter);
+            let interpreter = show(interpreter.as_ref());
             let why = format!("its interpreter {interpreter} does not exist, or is not executable");
             return Err(io::Error::other(why));
         }
@@ -88,7 +88,16 @@ impl Command {
         signal::set_command(None);
 
         let has_read_all = rest.is_empty() && unread_bytes(&self.reader) == 0;
-        result(status, has_read_all).map_err(io::Error::other)
+        let why = match status.code() {
+            Some(0) if has_read_all => return Ok(()),
+            Some(0) => "it exited without reading the whole secret".to_owned(),
+            Some(status) => format!("it exited with status {status}"),
+            None => format!(
+                "it was killed by signal {}",
+                status.signal().unwrap_or_default()
+            ),
+        };
+        Err(io::Error::other(why))
     }
 
     fn start(&mut self) -> io::Result<Child> {
@@ -111,19 +120,7 @@ impl Command {
     }
 }
 
-fn result(status: ExitStatus, has_read_all: bool) -> Result<(), String> {
-    match status.code() {
-        Some(0) if has_read_all => Ok(()),
-        Some(0) => Err("it exited without reading the whole secret".to_owned()),
-        Some(status) => Err(format!("it exited with status {status}")),
-        None => Err(format!(
-            "it was killed by signal {}",
-            status.signal().unwrap_or_default()
-        )),
-    }
-}
-
-/// Has the kernel end this process when its parent is killed. A command that goes on could store its
+/// Asks the kernel to end this process when its parent is killed. A command that goes on could store its
 /// secret after the next run has stored a newer one.
 fn end_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: plain system calls.
@@ -153,21 +150,18 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
 /// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). In
 /// a script with Windows line endings, its name ends in a carriage return, or the name that `env`
 /// looks up does.
-fn missing_interpreter(program: &Path) -> Option<OsString> {
+fn missing_interpreter(program: &Path) -> Option<String> {
     let mut start = vec![];
     let file = File::open(program).ok()?;
     file.take(256).read_to_end(&mut start).ok()?;
-    let line = start
-        .strip_prefix(b"#!")?
-        .split(|byte| *byte == b'\n')
-        .next()?;
-    let mut words = line.split(|byte| b" \t".contains(byte));
-    let name = words.find(|word| !word.is_empty())?;
-    let looks_up_nothing = name.ends_with(b"/env") && line.ends_with(b"\r");
-    if is_executable(Path::new(OsStr::from_bytes(name))) && !looks_up_nothing {
+    let text = String::from_utf8_lossy(&start);
+    let line = text.strip_prefix("#!")?.split('\n').next()?;
+    let name = line.split([' ', '\t']).find(|word| !word.is_empty())?;
+    let looks_up_nothing = name.ends_with("/env") && line.ends_with('\r');
+    if is_executable(Path::new(name)) && !looks_up_nothing {
         return None;
     }
-    Some(OsStr::from_bytes(line).to_owned())
+    Some(line.to_owned())
 }
 
 fn is_executable(file: &Path) -> bool {

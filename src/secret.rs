@@ -34,15 +34,19 @@ impl Secret {
             let number = key.as_ptr().addr() - text.as_ptr().addr() + at + 1;
             return Err(format!("{EXPECTED} (byte {number} is 0x{:02X})", key[at]));
         }
-        match printable(key, MAX_KEY) {
-            Some(key) => Ok(Secret(key)),
-            None => Err(format!("{EXPECTED}, not {}", key.len())),
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(format!("{EXPECTED}, not {}", key.len()));
         }
+        Ok(Secret::new(String::from_utf8_lossy(key)))
     }
 
     /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
     pub fn client_secret(text: &str) -> Option<Secret> {
-        printable(text.as_bytes(), 1024).map(Secret)
+        let has_valid_length = (1..=1024).contains(&text.len());
+        if !has_valid_length || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        Some(Secret::new(text))
     }
 
     /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
@@ -92,14 +96,6 @@ impl fmt::Debug for Secret {
 
 fn is_base64url(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == '_'
-}
-
-/// Returns a text of 1 to `max` printable ASCII characters without spaces.
-fn printable(text: &[u8], max: usize) -> Option<String> {
-    if text.is_empty() || text.len() > max || !text.iter().all(u8::is_ascii_graphic) {
-        return None;
-    }
-    String::from_utf8(text.to_vec()).ok()
 }
 
 /// Removes a byte order mark, which Windows editors write, and whitespace around a text.
@@ -154,6 +150,11 @@ pub fn shorten(line: String) -> String {
 pub fn looks_like_secret(text: &str, known: &str) -> bool {
     let mut words = text.split(|c| !is_base64url(c));
     words.any(|word| word.len() >= UNKNOWN_SECRET && !word.eq_ignore_ascii_case(known))
+}
+
+/// Returns true if the text may contain a key that is not known yet.
+pub fn may_contain_key(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("sk-") || looks_like_secret(text, "")
 }
 
 #[cfg(test)]

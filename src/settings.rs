@@ -1,9 +1,9 @@
-//! The settings of a run, from the args and the environment.
+//! The settings of a run, from the arguments and the environment.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ureq::tls::{Certificate, PemItem, parse_pem};
 
@@ -11,7 +11,7 @@ use crate::address::{Proxy, Url, is_loopback};
 use crate::cli::{Arguments, Mode};
 use crate::error::{Error, io_message};
 use crate::output::Destination;
-use crate::secret::{MAX_KEY, Secret, escape, looks_like_secret, shorten, show, trim};
+use crate::secret::{MAX_KEY, Secret, may_contain_key, show, trim};
 use crate::signal;
 
 /// The longest files, in bytes: the longest key with some whitespace, and ten times the CAs of a
@@ -92,12 +92,11 @@ fn read_file(path: &OsStr, what: &str, limit: u64) -> io::Result<Vec<u8>> {
 
 /// Returns the path of a file, unless it could be the key: a key has no slash.
 fn path_to_show(path: &OsStr) -> String {
-    let shown = escape(path);
-    let may_be_key = shown.to_ascii_lowercase().contains("sk-") || looks_like_secret(&shown, "");
-    if may_be_key || !shown.contains('/') {
+    let text = path.to_string_lossy();
+    if may_contain_key(&text) || !text.contains('/') {
         return "the file".to_owned();
     }
-    shorten(shown)
+    show(path)
 }
 
 /// Reads and checks all settings.
@@ -105,8 +104,15 @@ pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<O
     let env = Env(&env);
     let key = read_key(&env)?;
     let client = read_client(args.client, &env)?;
+    refuse_key(&key, "CLIENT_ID", client.as_ref())?;
     let (url, proxy) = read_route(args.url, args.allow_http, &env)?;
-    let mut options = Options {
+    refuse_key(&key, "--url", url.text.as_ref())?;
+    if let Some(proxy) = &proxy {
+        refuse_key(&key, "the proxy's address", proxy.address.as_ref())?;
+    }
+    let destination = args.destination.unwrap_or(Destination::Stdout);
+    refuse_key(&key, "--output or COMMAND", destination.path())?;
+    Ok(Options {
         mode: match args.only {
             Some(step) => step,
             None if args.check => Mode::Check,
@@ -116,23 +122,27 @@ pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<O
         client,
         url,
         proxy,
+        ca_file: read_ca_file(args.cacert, &env, &key)?,
         key,
-        ca_file: None,
-        destination: destination(args.output, args.command),
+        destination,
         newline: !args.no_newline,
         json: args.json,
         quiet: args.quiet,
-    };
-    let ca_source = match args.cacert {
-        Some(_) => "--cacert",
-        None => "SSL_CERT_FILE",
-    };
-    let ca_path = args.cacert.or(env.get("SSL_CERT_FILE").map(PathBuf::from));
-    refuse_key_elsewhere(&options, ca_path.as_deref())?;
-    if let Some(path) = ca_path {
-        options.ca_file = Some(read_ca_file(&path, ca_source)?);
+    })
+}
+
+/// Refuses a setting that contains the key, and so could show it in a message. Case does not
+/// matter.
+fn refuse_key(key: &Secret, name: &str, setting: &OsStr) -> Result<(), Error> {
+    let key = key.expose().to_ascii_lowercase();
+    let setting = setting.to_string_lossy().to_ascii_lowercase();
+    // A shorter one could be part of any setting by chance.
+    if key.len() >= 16 && setting.contains(&key) {
+        return Error::usage(format!(
+            "{name} contains the API key: put it only in DOCSPACE_API_KEY"
+        ));
     }
-    Ok(options)
+    Ok(())
 }
 
 fn read_key(env: &Env) -> Result<Secret, Error> {
@@ -165,28 +175,21 @@ fn client_id(text: &[u8]) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// Returns the portal's address, and the name of the setting that it comes from.
-fn read_url(argument: Option<OsString>, env: &Env) -> Result<(Url, &'static str), Error> {
-    let (name, text) = if let Some(url) = argument {
-        ("--url", url)
-    } else if let Some(url) = env.get("DOCSPACE_BASE_URL") {
-        ("DOCSPACE_BASE_URL", url)
-    } else {
-        return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
-    };
-    match Url::parse(&text.to_string_lossy()) {
-        Ok(url) => Ok((url, name)),
-        Err(why) => Error::usage(format!("{name}: {why}")),
-    }
-}
-
 /// Returns the portal's address, and the proxy on the way to it.
 fn read_route(
     argument: Option<OsString>,
     allow_http: bool,
     env: &Env,
 ) -> Result<(Url, Option<Proxy>), Error> {
-    let (url, name) = read_url(argument, env)?;
+    let (name, text) = match (argument, env.get("DOCSPACE_BASE_URL")) {
+        (Some(url), _) => ("--url", url),
+        (None, Some(url)) => ("DOCSPACE_BASE_URL", url),
+        (None, None) => {
+            return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
+        }
+    };
+    let url = Url::parse(&text.to_string_lossy());
+    let url = url.or_else(|why| Error::usage(format!("{name}: {why}")))?;
     let proxy = Proxy::choose(&url, |variable| {
         Some(env.get(variable)?.to_string_lossy().into_owned())
     })?;
@@ -200,27 +203,22 @@ fn read_route(
     Ok((url, proxy))
 }
 
-fn destination(output: Option<PathBuf>, command: Option<Vec<OsString>>) -> Destination {
-    if let Some(words) = command {
-        let mut words = words.into_iter();
-        let name = words.next().unwrap_or_default();
-        return Destination::Command(name, words.collect());
-    }
-    match output {
-        Some(file) if file.as_os_str() != "-" => Destination::File(file),
-        _ => Destination::Stdout,
-    }
-}
-
-fn read_ca_file(path: &Path, source: &str) -> Result<CaFile, Error> {
-    let name = format!("{} (from {source})", show(path.as_os_str()));
-    let pem = match read_file(path.as_os_str(), "the CA file", MAX_CA_FILE) {
-        Ok(pem) => pem,
-        Err(error) => {
-            let why = io_message(&error);
-            return Error::usage(format!("cannot read the CA file {name}: {why}"));
-        }
+fn read_ca_file(
+    argument: Option<PathBuf>,
+    env: &Env,
+    key: &Secret,
+) -> Result<Option<CaFile>, Error> {
+    let (source, path) = match (argument, env.get("SSL_CERT_FILE")) {
+        (Some(path), _) => ("--cacert", path.into_os_string()),
+        (None, Some(path)) => ("SSL_CERT_FILE", path),
+        (None, None) => return Ok(None),
     };
+    refuse_key(key, "the CA file", &path)?;
+    let name = format!("{} (from {source})", show(&path));
+    let pem = read_file(&path, "the CA file", MAX_CA_FILE).or_else(|error| {
+        let why = io_message(&error);
+        Error::usage(format!("cannot read the CA file {name}: {why}"))
+    })?;
     let mut certificates = vec![];
     for item in parse_pem(trim(&pem)) {
         match item {
@@ -237,37 +235,7 @@ fn read_ca_file(path: &Path, source: &str) -> Result<CaFile, Error> {
             "the CA file {name} contains no certificate in PEM format"
         ));
     }
-    Ok(CaFile { name, certificates })
-}
-
-/// Refuses a setting that contains the key, and so could show it in a message. Case does not
-/// matter.
-fn refuse_key_elsewhere(options: &Options, ca_path: Option<&Path>) -> Result<(), Error> {
-    let key = options.key.expose().to_ascii_lowercase();
-    // A shorter one could be part of any setting by chance.
-    if key.len() < 16 {
-        return Ok(());
-    }
-    let proxy = match &options.proxy {
-        Some(proxy) => proxy.address.as_str(),
-        None => "",
-    };
-    let output = options.destination.path().to_string_lossy();
-    let ca_file = ca_path.unwrap_or(Path::new("")).to_string_lossy();
-    for (name, text) in [
-        ("CLIENT_ID", options.client.as_str()),
-        ("--url", &options.url.text),
-        ("the proxy's address", proxy),
-        ("--output or COMMAND", &output),
-        ("the CA file", &ca_file),
-    ] {
-        if text.to_ascii_lowercase().contains(&key) {
-            return Error::usage(format!(
-                "{name} contains the API key: put it only in DOCSPACE_API_KEY"
-            ));
-        }
-    }
-    Ok(())
+    Ok(Some(CaFile { name, certificates }))
 }
 
 #[cfg(test)]
