@@ -21,22 +21,20 @@ pub struct Failure {
 impl Failure {
     /// Explains an error. The CA file is that of the run.
     pub fn new(error: &Error, ca_file: Option<&CaFile>) -> Failure {
-        let (is_final, why) = match (tls_text(error), proxy_status(error)) {
+        let (is_final, why) = if let Some(text) = tls_text(error) {
             // A load balancer sends this alert while it starts.
-            (Some(text), _) => (
-                !text.ends_with("alert: InternalError"),
-                tls_message(&text, ca_file),
-            ),
-            (None, Some(status)) => {
-                let is_final = (300..500).contains(&status) && status != 408 && status != 429;
-                let next = match status {
-                    407 => ": it requires a user and a password",
-                    _ => "",
-                };
-                let why = format!("the proxy answered CONNECT with status {status}{next}");
-                (is_final, why)
-            }
-            (None, None) => (false, message(error)),
+            let is_final = !text.ends_with("alert: InternalError");
+            (is_final, tls_message(&text, ca_file))
+        } else if let Some(status) = proxy_status(error) {
+            let is_final = (300..500).contains(&status) && status != 408 && status != 429;
+            let next = match status {
+                407 => ": it requires a user and a password",
+                _ => "",
+            };
+            let why = format!("the proxy answered CONNECT with status {status}{next}");
+            (is_final, why)
+        } else {
+            (false, message(error))
         };
         Failure {
             may_have_been_sent: false,

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -99,11 +99,11 @@ impl<'a> Output<'a> {
         } else {
             &new.secret
         };
-        let text = text.expose().as_bytes();
-        let end: &[u8] = if self.options.newline { b"\n" } else { b"" };
-        let line = [text, end].concat();
+        let text = text.expose();
+        let end = if self.options.newline { "\n" } else { "" };
+        let line = format!("{text}{end}").into_bytes();
         let delivered = match self.target {
-            Target::Command(command) => command.run(text),
+            Target::Command(command) => command.run(text.as_bytes()),
             Target::Stdout(file) => write_all(&file, &line),
             Target::Existing(file, path) => overwrite(&file, &path, &line),
             Target::New(path) => create(&path, &line),
@@ -163,7 +163,8 @@ fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
     let filled = file.write_all(&[0; MIN_FREE_SPACE as usize]);
-    fail_if_full(filled.and_then(|()| file.sync_all()))
+    let synced = filled.and_then(|()| file.sync_all());
+    synced.or_else(ignore_unless_full)
 }
 
 /// Makes sure that a regular file has room. That changes its modification time, so only if it is
@@ -174,7 +175,7 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
     if !metadata.is_file() {
         return Ok(());
     }
-    // Only a write would tell.
+    // fallocate does not check this limit.
     if end > size_limit() {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
@@ -183,12 +184,10 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
     }
     let (start, room) = (start as libc::off_t, MIN_FREE_SPACE as libc::off_t);
     // SAFETY: the descriptor is open.
-    let failed =
-        unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, start, room) } != 0;
-    if failed {
-        return fail_if_full(Err(io::Error::last_os_error()));
+    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, start, room) } {
+        0 => Ok(()),
+        _ => ignore_unless_full(io::Error::last_os_error()),
     }
-    Ok(())
 }
 
 /// Returns the largest size that this process may give a file, in bytes (getrlimit(2)).
@@ -202,12 +201,9 @@ fn size_limit() -> u64 {
     limit.rlim_cur
 }
 
-/// Returns the error of a full disk, a quota or a size limit. Any other is ignored: not every file
-/// system can reserve room, and the delivery will tell.
-fn fail_if_full(result: io::Result<()>) -> io::Result<()> {
-    let Err(error) = result else {
-        return Ok(());
-    };
+/// Returns the error of a full disk, a quota or a size limit. Ignores any other: not every file system
+/// can reserve room, and the delivery will tell.
+fn ignore_unless_full(error: io::Error) -> io::Result<()> {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Err(error),
         _ => Ok(()),
@@ -230,8 +226,8 @@ fn overwrite(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_deleted(file, path)
 }
 
-/// Fails for a file without a name: a bind-mounted file that was replaced on the host. Under /dev
-/// and /proc, files never had one.
+/// Fails for a file without a name: a bind-mounted file that was replaced on the host. Files under
+/// /dev and /proc may never have had one.
 fn fail_if_deleted(file: &File, path: &Path) -> io::Result<()> {
     let metadata = file.metadata()?;
     let has_no_names = path.starts_with("/dev") || path.starts_with("/proc");
@@ -281,14 +277,11 @@ fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
     if name.is_empty() || !path.as_os_str().as_bytes().ends_with(name.as_bytes()) {
         return Err(io::Error::other("it names a directory"));
     }
-    let random = RandomState::new().build_hasher().finish();
+    let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
     let mut options = OpenOptions::new();
-    let file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temp_path)?;
+    options.write(true).create_new(true).mode(0o600);
+    let file = options.open(&temp_path)?;
     Ok((file, temp_path))
 }
 

@@ -41,19 +41,15 @@ struct Run {
     command: Option<libc::pid_t>,
 }
 
-static RUN: Mutex<Run> = Mutex::new(Run::new());
+static RUN: Mutex<Run> = Mutex::new(Run {
+    deadline: None,
+    state: State::Unchanged,
+    doing: String::new(),
+    deferred: None,
+    command: None,
+});
 
 impl Run {
-    const fn new() -> Run {
-        Run {
-            deadline: None,
-            state: State::Unchanged,
-            doing: String::new(),
-            deferred: None,
-            command: None,
-        }
-    }
-
     fn time_left(&self) -> Duration {
         match self.deadline {
             Some(deadline) => deadline.saturating_duration_since(Instant::now()),
@@ -141,11 +137,10 @@ impl Run {
 /// Begins a run: installs the handler and sets the timer.
 pub fn start(timeout: Duration) {
     change(|run| {
-        *run = Run {
-            deadline: Some(Instant::now() + timeout),
-            ..Run::new()
-        };
-        run.doing.push_str("before anything was sent");
+        run.deadline = Some(Instant::now() + timeout);
+        // In the library's examples, another run may have gone before.
+        run.state = State::Unchanged;
+        run.doing = "before anything was sent".to_owned();
     });
     install();
     set_timer(timeout);

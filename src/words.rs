@@ -4,44 +4,34 @@ use serde_json::Value;
 
 use crate::reply::Reply;
 
-/// The fields of JSON that are shown (RFC 9457, RFC 6749, and what portals were seen to send).
-const FIELDS: [&str; 6] = [
-    "title",
-    "detail",
-    "reason",
-    "message",
-    "error",
-    "error_description",
-];
+/// The fields of JSON that are shown, beside `message` and the first of `errors` (RFC 9457, RFC 6749,
+/// and what portals were seen to send).
+const FIELDS: [&str; 5] = ["title", "detail", "reason", "error", "error_description"];
 
 /// Returns what a refusal says, or the title of a web page. It may contain secrets.
 pub fn server_words(reply: &Reply) -> Vec<String> {
+    let mut words = vec![];
     let text = reply.text();
     if text.starts_with('<') {
-        return title(text).into_iter().collect();
+        words.extend(title(text));
+        return words;
     }
-    let shows_secret = reply.body.contains("\"client_secret\"");
+    let shows_secret = text.contains("\"client_secret\"");
     if reply.is_success() || reply.truncated.is_some() || shows_secret {
-        return vec![];
+        return words;
     }
-    let Ok(json) = reply.json() else {
-        let is_line = text.lines().count() == 1;
-        let is_compressed = reply.compression().is_some();
-        let is_plain = reply.content_type.starts_with("text/plain") && !is_compressed;
-        return if is_line && is_plain {
-            vec![text.to_owned()]
-        } else {
-            vec![]
-        };
-    };
-    if let Some(text) = json.as_str() {
-        return vec![text.to_owned()];
+    if let Ok(json) = reply.json() {
+        words.extend(text_in(&json));
+        for field in FIELDS {
+            words.extend(text_in(&json[field]));
+        }
+        words.extend(text_in(&json["errors"][0]));
+        return words;
     }
-    let mut words = vec![];
-    for field in FIELDS {
-        words.extend(text_in(&json[field]));
+    let is_plain = reply.content_type.starts_with("text/plain") && reply.compression().is_none();
+    if is_plain && text.lines().count() == 1 {
+        words.push(text.to_owned());
     }
-    words.extend(text_in(&json["errors"][0]));
     words
 }
 
