@@ -13,6 +13,7 @@ use crate::secret::{escape, may_contain_key};
 
 const VERSION: &str = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
 
+/// What `--help` prints.
 pub const HELP: &str = "\
 docspace-rotate: rotate the client secret of an ONLYOFFICE DocSpace OAuth app
 The old secret stops working as soon as the portal has made the new one.
@@ -37,7 +38,7 @@ Usage: docspace-rotate [OPTIONS] [CLIENT_ID] [-- COMMAND [ARG]...]
   -V, --version          print the version
 
 Environment:
-  DOCSPACE_API_KEY         the API key, or any other bearer token (never a flag)
+  DOCSPACE_API_KEY         the API key, or another bearer token (never a flag)
   DOCSPACE_API_KEY_FILE    a file that contains it
   DOCSPACE_CLIENT_ID_FILE  a file that contains the client's id
   HTTPS_PROXY, ALL_PROXY, NO_PROXY   as curl reads them
@@ -57,13 +58,14 @@ Exit status: the state of the client, and what to do
 Running again is safe (after 7, in a few minutes): it replaces any other secret.
 ";
 
+/// What the command line asks for: a text, or a run.
 #[derive(Debug)]
 pub enum Action {
     Print(&'static str),
     Rotate(Box<Arguments>),
 }
 
-/// What a run does.
+/// What a run does: all steps, one of two, or only checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     All,
@@ -218,7 +220,7 @@ fn step(text: &OsStr) -> Result<Mode, Error> {
 }
 
 fn seconds(text: &OsStr) -> Result<Duration, Error> {
-    // A signature lives five minutes (observed), and is never renewed.
+    // A signature lives five minutes (read in DocSpace's source), and is never renewed.
     let limits = Duration::from_nanos(1)..=Duration::from_secs(240);
     match text.to_str().and_then(parse_seconds) {
         Some(seconds) if limits.contains(&seconds) => Ok(seconds),

@@ -39,7 +39,7 @@ impl Command {
         };
         if let Some(interpreter) = missing_interpreter(&program) {
             let interpreter = show(interpreter.as_ref());
-            let why = format!("its interpreter {interpreter} does not exist, or is not executable");
+            let why = format!("its interpreter cannot be run: {interpreter}");
             return Err(io::Error::other(why));
         }
         let (reader, writer) = io::pipe()?;

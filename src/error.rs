@@ -18,6 +18,7 @@ pub enum State {
 }
 
 impl State {
+    /// Returns the exit status.
     pub fn status(self) -> u8 {
         self as u8
     }
@@ -61,6 +62,7 @@ pub struct Error {
 }
 
 impl Error {
+    /// Ends a run in this state.
     pub fn new(state: State, what: impl Into<String>) -> Error {
         let what = what.into();
         Error { state, what }

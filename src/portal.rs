@@ -124,8 +124,8 @@ impl<'a> Portal<'a> {
         Err(Error::new(State::NotVerified, what))
     }
 
-    /// Makes a call, and repeats it while that is safe and there is time. Returns what `read` makes
-    /// of the reply. docs/protocol.md has the whole rule: 'When a call is repeated'.
+    /// Makes a call, and repeats it while that is safe and there is time. Returns what `read` makes of
+    /// the reply.
     fn call<T>(&self, call: Call, read: impl Fn(&Reply) -> Result<T, NotDone>) -> Result<T, Error> {
         let mut attempt = 0;
         loop {

@@ -246,7 +246,7 @@ pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
 
 /// Reads a reply to an introspection (RFC 7662): whether the new secret is live. 200 means that it
 /// was accepted; `active` is about the token, which is made up. A 401 does not prove that it is dead: it
-/// also comes from a cache (observed).
+/// also comes from a cache (read in DocSpace's source).
 pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
     const NO_REPLY: &str = "not an introspection response";
     let json = reply.json().unwrap_or_default();

@@ -99,7 +99,8 @@ fn path_to_show(path: &OsStr) -> String {
     show(path)
 }
 
-/// Reads and checks all settings.
+/// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
+/// that may contain a secret.
 pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
     let env = Env(&env);
     let key = read_key(&env)?;

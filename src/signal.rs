@@ -154,6 +154,7 @@ pub fn finish() {
     }
 }
 
+/// Returns what is left of `--timeout`.
 pub fn time_left() -> Duration {
     change(|run| run.time_left())
 }
@@ -164,6 +165,7 @@ pub fn doing(what: impl Into<String>) {
     change(|run| run.doing = what);
 }
 
+/// Returns the state that the client is in.
 pub fn state() -> State {
     change(|run| run.state)
 }

@@ -139,7 +139,7 @@ fn mistakes_send_nothing() {
                 "--url",
                 &format!("https://portal.invalid/{}", "x".repeat(2000)),
             ],
-            "--url: the address is too long",
+            "--url: the address has more than 2,000 bytes",
         ),
         (
             &["--cacert", "a\n.pem"],

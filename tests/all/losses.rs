@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -372,26 +371,22 @@ fn a_script_with_windows_line_ends_sends_nothing() {
         (vec!["--", "sh", "-c", "cat > x\r\n"], argument.to_owned()),
         (
             vec!["--", windows.as_str()],
-            format!(
-                r"cannot run the command {windows}: its interpreter /bin/sh\r does not exist, or is not executable"
-            ),
+            format!(r"cannot run the command {windows}: its interpreter cannot be run: /bin/sh\r"),
         ),
         (
             vec!["--", by_env.as_str()],
             format!(
-                r"cannot run the command {by_env}: its interpreter /usr/bin/env sh\r does not exist, or is not executable"
+                r"cannot run the command {by_env}: its interpreter cannot be run: /usr/bin/env sh\r"
             ),
         ),
         (
             vec!["--", folder_name.as_str()],
-            format!(
-                "cannot run the command {folder_name}: its interpreter /tmp does not exist, or is not executable"
-            ),
+            format!("cannot run the command {folder_name}: its interpreter cannot be run: /tmp"),
         ),
         (
             vec!["--", missing.as_str()],
             format!(
-                "cannot run the command {missing}: its interpreter /nowhere/interpreter -x does not exist, or is not executable"
+                "cannot run the command {missing}: its interpreter cannot be run: /nowhere/interpreter -x"
             ),
         ),
     ] {
@@ -461,5 +456,4 @@ fn ipv4_is_tried_before_a_black_hole() {
         start.elapsed()
     );
     crate::namespaces::system("umount /etc/hosts");
-    assert!(Path::new("/etc/hosts").exists());
 }

@@ -206,6 +206,12 @@ fn a_socks_proxy_that_is_refused_by_the_portal_is_tried_again_and_is_4() {
 }
 
 #[test]
+fn a_proxy_that_does_not_speak_socks_is_3_at_once() {
+    let scene = Scene::answering("socks5", b"HTTP/1.1 400 \r\n\r\n");
+    scene.fails_with(3, "the proxy does not speak SOCKS; ");
+}
+
+#[test]
 fn a_proxy_that_is_down_is_4() {
     let mut scene = Scene::answering("http", b"");
     scene.proxy.at = "127.0.0.1:1".parse().unwrap();

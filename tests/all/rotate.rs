@@ -276,7 +276,7 @@ fn a_refusal_is_shown_in_the_servers_words() {
             ..Case::default()
         },
         Case {
-            name: "a web page, not an API reply",
+            name: "a web page",
             reply: recorded("gateway-502"),
             status: 7,
             said: "502 (500 Error Page)",
@@ -445,7 +445,7 @@ fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() 
             ..Case::default()
         },
         Case {
-            name: "a web page, not an API reply",
+            name: "a web page",
             reply: response("202 ", "", "\u{feff} \r\n<html>login</html>"),
             said: "202: a web page, not an API reply",
             ..Case::default()

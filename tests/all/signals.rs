@@ -1,4 +1,4 @@
-//! SIGHUP, SIGINT, SIGTERM and SIGALRM: which end the run at once, which are deferred, and what the line says.
+//! SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGALRM: which end the run at once, which are deferred, and what the line says.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use libc::{SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGSTOP, SIGTERM};
+use libc::{SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM};
 
 use crate::mock::*;
 use crate::run::*;
@@ -441,7 +441,7 @@ fn no_signal_changes_the_status_of_a_check_that_is_ready() {
 
 #[test]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    let signals = [SIGHUP, SIGINT, SIGTERM];
+    let signals = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
     let (reply, head) = gated("HEAD client", recorded("get-200"));
     let portal = MockPortal::new(vec![sign_in(), head, regenerate(), revoke()]);
     let mut command = rotate(&portal);
