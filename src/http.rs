@@ -49,10 +49,6 @@ impl Http<'_> {
     /// Sets up ureq, and sends nothing.
     pub fn new(options: &Options) -> Http<'_> {
         let Options { url, proxy, .. } = options;
-        let roots = match &options.ca_file {
-            Some(file) => RootCerts::new_with_certs(&file.certificates),
-            None => RootCerts::WebPki,
-        };
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and take the signature elsewhere.
@@ -63,7 +59,7 @@ impl Http<'_> {
             .accept("application/json")
             // Without it, a server may compress.
             .accept_encoding("identity")
-            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .tls_config(TlsConfig::builder().root_certs(roots(options)).build())
             .timeout_connect(Some(connection::TIMEOUT))
             .timeout_global(Some(ATTEMPT))
             .timeout_recv_body(Some(BODY))
@@ -140,25 +136,12 @@ impl Http<'_> {
 
     /// Sends a request, and returns the reply with its body still to come.
     fn run(&self, call: Call) -> Result<Response<Body>, Error> {
-        let Options {
-            url, client, key, ..
-        } = self.options;
+        let Options { url, client, .. } = self.options;
         let url = format!("{}{}", url.text, call.path(client));
         if let (Call::Introspect, Some(new)) = (call, &self.new_secret) {
-            // It authenticates with the new secret alone. The token can be any text.
-            return self.agent.post(url).send_form([
-                ("client_id", client.as_str()),
-                ("client_secret", new.secret.expose()),
-                ("token", "docspace-rotate"),
-            ]);
+            return self.introspect(url, &new.secret);
         }
-        let mut request = http::Request::builder().method(call.method()).uri(url);
-        request = request.header("authorization", format!("Bearer {}", key.expose()));
-        if call.is_signed()
-            && let Some(signature) = &self.signature
-        {
-            request = request.header("x-signature", signature.expose());
-        }
+        let request = self.request(call, url);
         match call {
             Call::Regenerate => {
                 // It cannot be repeated. So it gets a fresh connection, because a kept one may
@@ -178,6 +161,27 @@ impl Http<'_> {
             // and with it the sessions that the PATCH resumes.
             _ => self.agent.run(request.body(())?),
         }
+    }
+
+    fn request(&self, call: Call, url: String) -> http::request::Builder {
+        let mut request = http::Request::builder().method(call.method()).uri(url);
+        let key = self.options.key.expose();
+        request = request.header("authorization", format!("Bearer {key}"));
+        if call.is_signed()
+            && let Some(signature) = &self.signature
+        {
+            request = request.header("x-signature", signature.expose());
+        }
+        request
+    }
+
+    /// Asks about the new secret, which alone authenticates the request. The token can be any text.
+    fn introspect(&self, url: String, secret: &Secret) -> Result<Response<Body>, Error> {
+        self.agent.post(url).send_form([
+            ("client_id", self.options.client.as_str()),
+            ("client_secret", secret.expose()),
+            ("token", "docspace-rotate"),
+        ])
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
@@ -203,6 +207,13 @@ impl Http<'_> {
                 reader.set_limit(MAX_REST);
             }
         }
+    }
+}
+
+fn roots(options: &Options) -> RootCerts {
+    match &options.ca_file {
+        Some(file) => RootCerts::new_with_certs(&file.certificates),
+        None => RootCerts::WebPki,
     }
 }
 

@@ -130,36 +130,47 @@ impl<'a> Portal<'a> {
         let mut attempt = 0;
         loop {
             let result = self.send(call);
-            let not_done = match reply::evaluate(call, &result, &read) {
+            match reply::evaluate(call, &result, &read) {
                 Ok(value) => {
                     self.log(&self.summarize(call, &result));
                     return Ok(value);
                 }
-                Err(not_done) => not_done,
-            };
-            if call == Call::Regenerate && not_done == NotDone::Busy {
-                // It did nothing, so a deferred signal ends the run here.
-                signal::enter(State::Unchanged);
+                Err(not_done) => self.wait_or_fail(call, attempt, &result, not_done)?,
             }
-            let may_repeat = match not_done {
-                NotDone::Busy => true,
-                NotDone::Unclear(_) => call.is_idempotent(),
-                NotDone::Refused(_) => false,
-            };
-            let wait = reply::wait(attempt, &result);
-            if !may_repeat || wait >= signal::time_left() {
-                let mut error = self.error(call, &result, not_done);
-                if may_repeat {
-                    let note = format!("the next attempt in {wait:?} would exceed the time limit");
-                    error.what += &format!(", and {note}");
-                }
-                return Err(error);
-            }
-            self.log_retry(call, attempt, &result, wait);
-            thread::sleep(wait);
             attempt += 1;
-            signal::grant_time();
         }
+    }
+
+    /// Waits before a call is repeated, or returns why it is not.
+    fn wait_or_fail(
+        &self,
+        call: Call,
+        attempt: u32,
+        result: &Result<Reply, Failure>,
+        not_done: NotDone,
+    ) -> Result<(), Error> {
+        if call == Call::Regenerate && not_done == NotDone::Busy {
+            // It did nothing, so a deferred signal ends the run here.
+            signal::enter(State::Unchanged);
+        }
+        let may_repeat = match not_done {
+            NotDone::Busy => true,
+            NotDone::Unclear(_) => call.is_idempotent(),
+            NotDone::Refused(_) => false,
+        };
+        let wait = reply::wait(attempt, result);
+        if !may_repeat || wait >= signal::time_left() {
+            let mut error = self.error(call, result, not_done);
+            if may_repeat {
+                let note = format!("the next attempt in {wait:?} would exceed the time limit");
+                error.what += &format!(", and {note}");
+            }
+            return Err(error);
+        }
+        self.log_retry(call, attempt, result, wait);
+        thread::sleep(wait);
+        signal::grant_time();
+        Ok(())
     }
 
     /// The line of the first retry shows the server's words.
