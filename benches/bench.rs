@@ -1,26 +1,24 @@
-//! `cargo bench`: the program beside bare rustls and beside curl, against one TLS mock on loopback. It needs curl.
-//! The static binary and BESIDE, another docspace-rotate, are measured as well if they exist.
+//! `cargo bench`: the program beside bare rustls and curl, against one TLS mock on loopback. It needs curl. The static
+//! binary and BESIDE, another docspace-rotate, are measured as well if they exist.
 //!
 //!     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$(rustc --print host-tuple)"
 //!     BESIDE=FILE cargo bench --locked
 //!
 //! The program and bare rustls make four requests: GET and HEAD on one connection, PATCH and DELETE on a second one.
-//! Bare rustls is this benchmark as a child process, with the least code that makes them. curl makes only the two
-//! documented calls, PATCH and DELETE with a bearer token. The programs run in turn, after a round to fill the caches.
-//! - wall ms, CPU ms: from the start of the process to its end, medians of 41 runs
-//! - to bare, to curl: the time before it, divided by that of bare rustls or of curl
-//! - peak MiB: the most resident memory up to the last request, the median
-//! - threads at the last request, connections, and the handshakes, full or resumed: of the last run
+//! Bare rustls is this benchmark as a child process. curl makes only the two documented calls, PATCH and DELETE with a
+//! bearer token. The programs run in turn, after a round that fills caches.
+//! - wall ms, CPU ms: of the whole process, medians of 41 runs; to bare, to curl: divided by theirs
+//! - peak MiB: the median of the most resident memory up to the last request
+//! - threads at the last request, connections, and handshakes, full or resumed: of the last run
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 #[path = "../tests/mock/mod.rs"]
 mod mock;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::{env, fs, mem, time::Instant};
+use std::{env, fs, mem, net::TcpStream, time::Instant};
 
 use mock::{certificates::Certificates, *};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
@@ -113,8 +111,7 @@ fn program(name: &'static str, file: &str, args: &str, url: &str) -> Program {
 }
 
 fn measure(command: &mut Command, portal: &MockPortal) -> Run {
-    let connections = portal.connections();
-    let handshakes = portal.handshakes().len();
+    let (connections, handshakes) = (portal.connections(), portal.handshakes().len());
     let start = Instant::now();
     // Locked until it is known: its last request may come before.
     let mut process = PROCESS.lock().unwrap();
@@ -155,8 +152,8 @@ fn median(program: &Program, figure: fn(&Run) -> f64) -> f64 {
 fn print_table(programs: &[Program]) {
     let (bare, curl) = (&programs[0], &programs[1]);
     let times: [fn(&Run) -> f64; 2] = [|run| run.wall_ms, |run| run.cpu_ms];
-    print!("| | wall ms | to bare | to curl | CPU ms | to bare | to curl ");
-    println!("| peak MiB | threads | connections | handshakes |");
+    print!("| | wall ms | to bare | to curl | CPU ms | to bare | to curl | peak MiB ");
+    println!("| threads | connections | handshakes |");
     println!("{}|", "|---".repeat(11));
     for program in programs {
         print!("| {} |", program.name);
@@ -173,12 +170,12 @@ fn print_table(programs: &[Program]) {
 /// Makes the four requests with rustls alone.
 fn bare() {
     let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(CA).unwrap();
-    roots.add(ca).unwrap();
+    let ca = CertificateDer::from_pem_file(CA);
+    roots.add(ca.unwrap()).unwrap();
     let config = ClientConfig::builder().with_root_certificates(roots);
     let config = Arc::new(config.with_no_client_auth());
     let url = env::var("DOCSPACE_BASE_URL").unwrap();
-    let address = url.strip_prefix("https://").unwrap();
+    let address = &url["https://".len()..];
     let headers = format!("host: {address}\r\nauthorization: Bearer {KEY}");
     let signed = format!("HTTP/1.1\r\n{headers}\r\nx-signature: {SIGNATURE}\r\n\r\n");
     let client = format!("/api/2.0/clients/{CLIENT}");
@@ -189,8 +186,8 @@ fn bare() {
     for requests in [[get, head], [patch, delete]] {
         let tcp = TcpStream::connect(address).unwrap();
         tcp.set_nodelay(true).unwrap();
-        let host = "127.0.0.1".try_into().unwrap();
-        let tls = ClientConnection::new(config.clone(), host).unwrap();
+        let host = "127.0.0.1".try_into();
+        let tls = ClientConnection::new(config.clone(), host.unwrap()).unwrap();
         let mut stream = StreamOwned::new(tls, tcp);
         for request in requests {
             stream.write_all(request.as_bytes()).unwrap();
