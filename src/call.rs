@@ -46,7 +46,7 @@ impl Call {
     }
 
     /// Each PATCH makes another secret. An unanswered one may take effect minutes later, and replace
-    /// the secret of the next (observed).
+    /// the secret of a later one (observed).
     pub fn is_idempotent(self) -> bool {
         self != Call::Regenerate
     }
@@ -62,7 +62,7 @@ impl Call {
     }
 
     /// Returns true for the calls before the PATCH. There, a TLS error ends the run even if it comes
-    /// in place of a reply: TLS 1.3 reports a missing client certificate only then.
+    /// in place of a reply: TLS 1.3 reports a missing client certificate only after the handshake.
     pub fn is_preparation(self) -> bool {
         matches!(self, Call::SignIn | Call::Probe)
     }

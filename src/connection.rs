@@ -34,7 +34,7 @@ pub struct Connection(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    /// What is connected to: the proxy, or the portal.
+    /// The peer: the proxy or the portal.
     host: String,
     port: u16,
     is_proxied: bool,
@@ -147,8 +147,8 @@ impl<In: Transport> Connector<In> for Connection {
         details: &ConnectionDetails,
         inner: Option<In>,
     ) -> Result<Option<Watched<In>>, Error> {
-        // For a CONNECT proxy ureq runs the chain twice. The run without a proxy in the
-        // configuration carries only the CONNECT, and no byte of the request.
+        // For a CONNECT proxy, ureq builds the chain twice. The one without a proxy in its
+        // configuration carries only the CONNECT.
         let is_to_proxy = self.lock().is_proxied && details.config.proxy().is_none();
         Ok(inner.map(|inner| Watched {
             inner,

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::RawFd;
 
-/// The state that a run leaves the client in. The number is the exit status, and a contract. Nothing
-/// enters `Usage` and `Refused`: they only end a run.
+/// The state that a run leaves the client in. The number is the exit status, which scripts rely on.
+/// `Usage` and `Refused` only end a run. The current state is in `signal.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Usage = 2,
@@ -62,13 +62,13 @@ pub struct Error {
 }
 
 impl Error {
-    /// Ends a run in this state.
+    /// Returns an error that leaves the client in this state.
     pub fn new(state: State, what: impl Into<String>) -> Error {
         let what = what.into();
         Error { state, what }
     }
 
-    /// Ends a run before anything is sent.
+    /// Returns an error from before anything is sent.
     pub fn usage<T>(what: impl Into<String>) -> Result<T, Error> {
         Err(Error::new(State::Usage, what))
     }

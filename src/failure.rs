@@ -36,6 +36,7 @@ impl Failure {
         } else {
             (false, message(error))
         };
+        // The caller knows what was sent, and what was tried.
         Failure {
             may_have_been_sent: false,
             is_final,
@@ -46,7 +47,7 @@ impl Failure {
 }
 
 /// Returns rustls's text if it is a TLS error. rustls documents this kind of I/O error.
-/// An answer that is not SOCKS has it, too.
+/// ureq's SOCKS connector uses this kind, too.
 fn tls_text(error: &Error) -> Option<String> {
     match error {
         Error::Io(error) if error.kind() == ErrorKind::InvalidData => Some(error.to_string()),

@@ -25,7 +25,7 @@ const MAX_HEADER: usize = 32 * 1024;
 /// The time limit for one attempt at anything but the PATCH.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The time limit for what the run can do without.
+/// The time limit for an optional call.
 const OPTIONAL_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The time limit for a body after its header, except the PATCH's.
@@ -36,7 +36,6 @@ const BODY: Duration = Duration::from_secs(5);
 const END_OF_BODY: Duration = Duration::from_millis(200);
 const MAX_REST: u64 = 16;
 
-/// What requests to the portal are made with.
 pub struct Http<'a> {
     options: &'a Options,
     agent: Agent,
@@ -113,8 +112,8 @@ impl Http<'_> {
             signal::grant_time();
         }
         let (parts, body) = response.into_parts();
-        if !parts.status.is_success() {
-            // The PATCH has no time limit, but only a success brings a secret.
+        if call == Call::Regenerate && !parts.status.is_success() {
+            // The PATCH has no time limit of its own, but only a success brings a secret.
             self.connection.limit_waits(BODY);
         }
         let (body, truncated) = self.read_body(call, body);
@@ -144,9 +143,9 @@ impl Http<'_> {
         let request = self.request(call, url);
         match call {
             Call::Regenerate => {
-                // It cannot be repeated. So it gets a fresh connection, because a kept one may
-                // already be closing, and no time limit, because giving up early gains nothing.
-                // The empty body sends `Content-Length: 0` (RFC 9110, section 8.6).
+                // Once sent, it is hardly ever repeated. So it gets a fresh connection, because a kept
+                // one may already be closing, and no time limit, because giving up gains nothing. The
+                // empty body sends `Content-Length: 0` (RFC 9110, section 8.6).
                 let request = self.agent.configure_request(request.body("")?);
                 let request = request.max_idle_age(Duration::ZERO);
                 let request = request.timeout_global(None).timeout_recv_body(None);
@@ -157,8 +156,8 @@ impl Http<'_> {
                 let request = request.timeout_global(Some(OPTIONAL_ATTEMPT));
                 self.agent.run(request.build())
             }
-            // It has no settings of its own: ureq keeps the TLS configuration of such requests only,
-            // and with it the sessions that the PATCH resumes.
+            // No settings of its own: ureq keeps TLS sessions only for such requests, and the PATCH
+            // resumes one.
             _ => self.agent.run(request.body(())?),
         }
     }
@@ -186,11 +185,11 @@ impl Http<'_> {
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
     fn read_body(&self, call: Call, mut body: Body) -> (String, Option<String>) {
-        let is_patch = call == Call::Regenerate;
+        let mut seeks_secret = call == Call::Regenerate;
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
         // Byte by byte, a secret is complete before ureq meets what is wrong with the rest.
-        let mut buffer = vec![0; if is_patch { 1 } else { 4096 }];
+        let mut buffer = vec![0; if seeks_secret { 1 } else { 4096 }];
         loop {
             match reader.read(&mut buffer) {
                 Ok(0) if bytes.len() > MAX_BODY => {
@@ -200,9 +199,9 @@ impl Http<'_> {
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
                 Err(error) => return (text(&bytes), Some(failure::message(&error.into()))),
             }
-            if is_patch && bytes.ends_with(b"}") && reply::find_secret(&text(&bytes)).is_ok() {
-                // It does not wait for the end, which some servers never send. If the end comes soon,
-                // the connection can be used again.
+            if seeks_secret && bytes.ends_with(b"}") && reply::find_secret(&text(&bytes)).is_ok() {
+                seeks_secret = false;
+                // Some servers never send the end. If it comes soon, the connection can be used again.
                 self.connection.limit_waits(END_OF_BODY);
                 reader.set_limit(MAX_REST);
             }

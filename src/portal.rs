@@ -18,7 +18,7 @@ pub struct Portal<'a> {
     options: &'a Options,
     http: Http<'a>,
     /// What a sign-in that issued no signature said, as in `status 403 (Forbidden)`.
-    unsigned: Option<String>,
+    why_unsigned: Option<String>,
 }
 
 impl<'a> Portal<'a> {
@@ -26,7 +26,7 @@ impl<'a> Portal<'a> {
         Portal {
             options,
             http: Http::new(options),
-            unsigned: None,
+            why_unsigned: None,
         }
     }
 
@@ -43,7 +43,7 @@ impl<'a> Portal<'a> {
                 self.log(&format!(
                     "The portal issued no signature ({why}): continuing with the key alone."
                 ));
-                self.unsigned = Some(why);
+                self.why_unsigned = Some(why);
             }
         }
         Ok(())
@@ -100,7 +100,7 @@ impl<'a> Portal<'a> {
         Ok(())
     }
 
-    /// Checks that the new secret is live. Of two runs at once, only the later secret is.
+    /// Checks that the new secret is live. After two runs at once, only the later secret is.
     pub fn verify(&self) -> Result<(), Error> {
         // A portal may need some seconds to know the secret. It is asked 5 times in 10 s: its limit
         // is 10 times a minute (read in its source), and a second run has to fit.
@@ -204,7 +204,7 @@ impl<'a> Portal<'a> {
         let mut what = format!("{portal} answered {name} with {answer}");
         if reply.status >= 300
             && call.is_signed()
-            && let Some(why) = &self.unsigned
+            && let Some(why) = &self.why_unsigned
             // Not if the same cause is already in the line.
             && !cause.is_some_and(|cause| why.ends_with(cause))
         {

@@ -1,4 +1,4 @@
-//! A reply, and what it means for each call. Pure.
+//! A reply, and what it means for each call. No I/O.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::secret::{NewSecret, Secret};
 /// The longest body of a reply, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// A reply to a request. A header field that is missing is empty.
+/// A reply to a request. A missing header field is empty.
 #[derive(Debug, Default)]
 pub struct Reply {
     pub status: u16,
@@ -28,7 +28,7 @@ pub struct Reply {
     pub body: String,
     /// Why the end of the body is missing.
     pub truncated: Option<String>,
-    /// What the request had: a signature, and an API key in place of another bearer token.
+    /// Whether the request had a signature, and whether its key is an API key.
     pub has_signature: bool,
     pub has_api_key: bool,
 }
@@ -64,8 +64,7 @@ pub fn evaluate<T>(
         Ok(reply) => reply,
         Err(failure) => return Err(without_reply(call, failure)),
     };
-    let has_secret = find_secret(&reply.body).is_ok();
-    if call == Call::Regenerate && !reply.is_success() && has_secret {
+    if call == Call::Regenerate && !reply.is_success() && find_secret(&reply.body).is_ok() {
         // It may be the old secret or the new one.
         return unclear("the reply contains a client_secret all the same");
     }
@@ -140,12 +139,12 @@ impl Reply {
     }
 }
 
-/// Reads a reply to the sign-in, `{"response": "<jwt>"}`. Returns the signature, or why there is none.
+/// Reads a reply to the sign-in, `{"response": "<jwt>"}`. The inner error says why it has no signature.
 /// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
 pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, Option<String>>, NotDone> {
     let cause = sign_in_cause(reply);
-    let is_compressed = mode != Mode::Revoke && reply.would_compress_secret();
-    if reply.status == 401 || is_compressed {
+    let would_lose_secret = mode != Mode::Revoke && reply.would_compress_secret();
+    if reply.status == 401 || would_lose_secret {
         return Err(Refused(cause));
     }
     if reply.status == 200 && reply.has_incomplete_json() && reply.compression().is_none() {
@@ -162,8 +161,8 @@ fn signature(reply: &Reply) -> Option<Secret> {
     Secret::signature(json["response"].as_str()?)
 }
 
-/// Reads a reply to the HEAD of a run that only waits. Accepts any, except 2xx for a web page, and
-/// one from a server that would compress the secret.
+/// Reads a reply to the HEAD that only waits. Accepts any, except a web page with 2xx, and one from a
+/// server that would compress the secret.
 pub fn ready(reply: &Reply) -> Result<(), NotDone> {
     let is_other_site = reply.is_success() && reply.is_web_page();
     if is_other_site || reply.would_compress_secret() {
@@ -188,7 +187,8 @@ pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
     match (reply.status, find_secret(&reply.body)) {
         (200..300, Ok(new)) => Ok(new),
         (200..300, Err(why)) => unclear(&what_came_instead(reply, why)),
-        // 303 may be the end of a request that was carried out (RFC 9110, section 15.4.4).
+        // 303 may end a request that was carried out (RFC 9110, section 15.4.4), and 501 is a failure
+        // of the server, as any 5xx.
         (303 | 501, _) => Err(Unclear(reply.general_cause())),
         _ => Err(Refused(refusal_cause(reply))),
     }

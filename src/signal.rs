@@ -1,6 +1,6 @@
 //! What ends a run early: SIGHUP, SIGINT, SIGQUIT, SIGTERM, and the time limit (SIGALRM).
 //!
-//! One handler serves them all. It knows the run from [`RUN`], which is locked only while signals
+//! One handler serves them all. It reads [`RUN`], which is locked only while signals
 //! are blocked. The program has one thread, so the handler never finds it locked, or half changed.
 
 use std::ffi::c_int;
@@ -11,7 +11,7 @@ use std::{mem, ptr};
 
 use crate::error::{State, wait_writable};
 
-/// From the PATCH on, what has begun gets at least this long.
+/// From the PATCH on, each step gets at least this long.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What a PATCH still gets after the first signal. Docker kills 10 s after its SIGTERM.
@@ -41,13 +41,15 @@ struct Run {
     command: Option<libc::pid_t>,
 }
 
-static RUN: Mutex<Run> = Mutex::new(Run {
+const NO_RUN: Run = Run {
     deadline: None,
     state: State::Unchanged,
     doing: String::new(),
     deferred: None,
     command: None,
-});
+};
+
+static RUN: Mutex<Run> = Mutex::new(NO_RUN);
 
 impl Run {
     fn time_left(&self) -> Duration {
@@ -57,8 +59,8 @@ impl Run {
         }
     }
 
-    /// Sets the timer to the end of `--timeout`. Whatever is left of it, these get at least
-    /// [`GRACE`] once they have begun: the PATCH, the delivery, and each call after it.
+    /// Sets the timer to the end of `--timeout`, but gives the PATCH, the delivery and each later call
+    /// at least [`GRACE`].
     fn grant_time(&self) {
         if self.state == State::Unknown && self.deferred.is_some() {
             // The 5 s after a signal stay in force.
@@ -71,7 +73,7 @@ impl Run {
         set_timer(self.time_left().max(at_least));
     }
 
-    /// A cancelled job still delivers the secret that the portal is making.
+    /// A cancelled run still delivers the secret that the portal is making.
     fn defers_signals(&self) -> bool {
         matches!(self.state, State::Unknown | State::NotDelivered)
     }
@@ -137,10 +139,11 @@ impl Run {
 /// Begins a run: installs the handler and sets the timer.
 pub fn start(timeout: Duration) {
     change(|run| {
-        run.deadline = Some(Instant::now() + timeout);
-        // In the library's examples, another run may have gone before.
-        run.state = State::Unchanged;
-        run.doing = "before anything was sent".to_owned();
+        *run = Run {
+            deadline: Some(Instant::now() + timeout),
+            doing: "before anything was sent".to_owned(),
+            ..NO_RUN
+        };
     });
     install();
     set_timer(timeout);
@@ -171,7 +174,7 @@ pub fn state() -> State {
 }
 
 /// Enters a state. This is the only way to change it. A deferred signal ends the run here if the new
-/// state does not defer signals.
+/// state does not defer signals. A run that ends first keeps its own status.
 pub fn enter(state: State) {
     change(|run| {
         run.state = state;

@@ -43,11 +43,14 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
     }
     let json = format!(r#"{{"client_secret":"{SECRET}"}}"#);
     let too_long = format!("HTTP/1.1 200 \r\nContent-Length: 999\r\n\r\n{json}");
-    let mut dripping = vec![Action::Send(too_long.clone().into())];
-    for _ in 0..600 {
-        dripping.push(Action::Sleep(Duration::from_millis(100)));
-        dripping.push(Action::Send(b" ".to_vec()));
-    }
+    let followed_by = |byte: u8| {
+        let mut dripping = vec![Action::Send(too_long.clone().into())];
+        for _ in 0..600 {
+            dripping.push(Action::Sleep(Duration::from_millis(100)));
+            dripping.push(Action::Send(vec![byte]));
+        }
+        dripping
+    };
     let mut no_chunk = recorded("patch-200");
     let last_chunk = no_chunk.len() - 5;
     no_chunk.splice(last_chunk.., *b"ZZ\r\n");
@@ -69,7 +72,12 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
         },
         Body {
             name: "followed by a blank every 100 ms",
-            actions: dripping,
+            actions: followed_by(b' '),
+            at_most: 30,
+        },
+        Body {
+            name: "followed by a brace every 100 ms",
+            actions: followed_by(b'}'),
             at_most: 30,
         },
         Body {
