@@ -141,7 +141,8 @@ impl<'a> Portal<'a> {
         }
     }
 
-    /// Waits before a call is repeated, or returns why it is not.
+    /// Waits before a call is repeated, or returns why it is not. [`NotDone`] says which replies allow
+    /// it; none is repeated beyond the time limit.
     fn wait_or_fail(
         &self,
         call: Call,
