@@ -1,10 +1,10 @@
 //! The kinds of calls. What they send is in `http.rs`, what their replies mean in `reply.rs`.
 //!
-//! The PATCH is special, and `Call::Regenerate` is named wherever it is:
+//! The PATCH is special:
 //! - It is repeated only if it did nothing (`portal.rs`).
-//! - It has a fresh connection, no time limit, and a body that may contain the secret (`http.rs`).
+//! - It has a fresh connection, no time limit of its own, and a body with the secret (`http.rs`).
 //! - Its first byte changes the state of the client (`connection.rs`).
-//! - An error with a secret in it does not prove that nothing changed (`reply.rs`).
+//! - A refusal that contains a secret does not prove that nothing changed (`reply.rs`).
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {

@@ -118,7 +118,7 @@ impl<'a> Portal<'a> {
         }
         let what = format!(
             "{} rejects the new secret: another run or a late PATCH has replaced it, \
-             or the app is disabled",
+             or the app is disabled, or the portal does not know it yet",
             &self.options.url.shown
         );
         Err(Error::new(State::NotVerified, what))
@@ -187,7 +187,7 @@ impl<'a> Portal<'a> {
     /// Logs the status of a call that failed for good, and returns the error.
     fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: NotDone) -> Error {
         let state = match (signal::state(), &not_done) {
-            // A refusal proves that the PATCH did nothing.
+            // A refusal by now, or of the PATCH, proves that the secret is unchanged.
             (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };

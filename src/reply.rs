@@ -70,6 +70,7 @@ pub fn evaluate<T>(
     }
     match reply.status {
         429 => Err(Busy),
+        // A PATCH that got an answer is sent again only after a 429.
         425 if call.is_idempotent() => Err(Unclear(None)),
         100..200 => unclear("not a final reply"),
         ..100 | 408 | 500 | 502.. => Err(Unclear(None)),

@@ -174,7 +174,7 @@ pub fn state() -> State {
 }
 
 /// Enters a state. This is the only way to change it. A deferred signal ends the run here if the new
-/// state does not defer signals. A run that ends first keeps its own status.
+/// state does not defer signals. A run that returns first keeps its own status.
 pub fn enter(state: State) {
     change(|run| {
         run.state = state;

@@ -70,7 +70,7 @@ fn is_retried_and_works_below_a_path_and_without_the_revoke() {
 
 #[test]
 fn a_dead_secret_is_8_after_10_s_and_says_what_to_do() {
-    let error = "docspace-rotate: 127.0.0.1:PORT rejects the new secret: another run or a late PATCH has replaced it, or the app is disabled; \
+    let error = "docspace-rotate: 127.0.0.1:PORT rejects the new secret: another run or a late PATCH has replaced it, or the app is disabled, or the portal does not know it yet; \
         the new secret was delivered, but not verified; check that the client can sign in with it, and if it cannot, run again";
     let log = [
         &GOOD_RUN_LOG[..],
