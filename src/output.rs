@@ -35,6 +35,14 @@ impl Destination {
         }
     }
 
+    /// Returns the name of the setting.
+    pub fn setting(&self) -> &'static str {
+        match self {
+            Destination::Command(..) => "COMMAND",
+            _ => "--output",
+        }
+    }
+
     /// Returns the path of the file, or the name of the command.
     pub fn path(&self) -> &OsStr {
         match self {

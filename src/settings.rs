@@ -104,15 +104,18 @@ fn path_to_show(path: &OsStr) -> String {
 pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
     let env = Env(&env);
     let key = read_key(&env)?;
-    let client = read_client(args.client, &env)?;
-    refuse_key(&key, "CLIENT_ID", client.as_ref())?;
-    let (url, proxy) = read_route(args.url, args.allow_http, &env)?;
-    refuse_key(&key, "--url", url.text.as_ref())?;
-    if let Some(proxy) = &proxy {
-        refuse_key(&key, "the proxy's address", proxy.address.as_ref())?;
+    let client = read_client(args.client, &env, &key)?;
+    let (url, name) = read_url(args.url, &env, &key)?;
+    let proxy = read_proxy(&url, &env, &key)?;
+    let is_local =
+        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
+    if !url.https && !is_local && !args.allow_http {
+        return Error::usage(format!(
+            "{name}: http:// would send the key unencrypted: use https://, or give --allow-http"
+        ));
     }
     let destination = args.destination.unwrap_or(Destination::Stdout);
-    refuse_key(&key, "--output or COMMAND", destination.path())?;
+    refuse_key(&key, destination.setting(), destination.path())?;
     Ok(Options {
         mode: match args.only {
             Some(step) => step,
@@ -152,13 +155,15 @@ fn read_key(env: &Env) -> Result<Secret, Error> {
     Secret::key(&text).or_else(|why| Error::usage(format!("{name} {why}")))
 }
 
-fn read_client(argument: Option<OsString>, env: &Env) -> Result<String, Error> {
+fn read_client(argument: Option<OsString>, env: &Env, key: &Secret) -> Result<String, Error> {
     let missing = "no client id: give CLIENT_ID, or set";
     let (name, text) = match argument {
         Some(client) => ("CLIENT_ID", client.into_encoded_bytes()),
         None => env.get_or_read("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE", missing)?,
     };
-    client_id(&text).or_else(|why| Error::usage(format!("{name} {why}")))
+    let client = client_id(&text).or_else(|why| Error::usage(format!("{name} {why}")))?;
+    refuse_key(key, name, client.as_ref())?;
+    Ok(client)
 }
 
 /// Accepts a client's id with whitespace around it: 1 to 128 characters that need no escaping in a
@@ -176,12 +181,12 @@ fn client_id(text: &[u8]) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// Returns the portal's address, and the proxy on the way to it.
-fn read_route(
+/// Returns the portal's address, and the name of the setting that it comes from.
+fn read_url(
     argument: Option<OsString>,
-    allow_http: bool,
     env: &Env,
-) -> Result<(Url, Option<Proxy>), Error> {
+    key: &Secret,
+) -> Result<(Url, &'static str), Error> {
     let (name, text) = match (argument, env.get("DOCSPACE_BASE_URL")) {
         (Some(url), _) => ("--url", url),
         (None, Some(url)) => ("DOCSPACE_BASE_URL", url),
@@ -191,17 +196,18 @@ fn read_route(
     };
     let url = Url::parse(&text.to_string_lossy());
     let url = url.or_else(|why| Error::usage(format!("{name}: {why}")))?;
-    let proxy = Proxy::choose(&url, |variable| {
+    refuse_key(key, name, url.text.as_ref())?;
+    Ok((url, name))
+}
+
+fn read_proxy(url: &Url, env: &Env, key: &Secret) -> Result<Option<Proxy>, Error> {
+    let proxy = Proxy::choose(url, |variable| {
         Some(env.get(variable)?.to_string_lossy().into_owned())
     })?;
-    let is_local =
-        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
-    if !url.https && !is_local && !allow_http {
-        return Error::usage(format!(
-            "{name}: http:// would send the key unencrypted: use https://, or give --allow-http"
-        ));
+    if let Some(proxy) = &proxy {
+        refuse_key(key, proxy.variable, proxy.address.as_ref())?;
     }
-    Ok((url, proxy))
+    Ok(proxy)
 }
 
 fn read_ca_file(
@@ -214,7 +220,7 @@ fn read_ca_file(
         (None, Some(path)) => ("SSL_CERT_FILE", path),
         (None, None) => return Ok(None),
     };
-    refuse_key(key, "the CA file", &path)?;
+    refuse_key(key, source, &path)?;
     let name = format!("{} (from {source})", show(&path));
     let pem = read_file(&path, "the CA file", MAX_CA_FILE).or_else(|error| {
         let why = io_message(&error);
@@ -389,12 +395,17 @@ mod tests {
         let (url, upper) = (format!("https://{key}.example"), key.to_uppercase());
         for (args, env, named) in [
             (&["-u", &url, "id"][..], ("", ""), "--url"),
-            (&["id", "--output", key], ("", ""), "--output or COMMAND"),
-            (&["id", "--output", &upper], ("", ""), "--output or COMMAND"),
-            (&["id", "--", key], ("", ""), "--output or COMMAND"),
-            (&["id", "--cacert", key], ("", ""), "the CA file"),
-            (&["id"], ("SSL_CERT_FILE", key), "the CA file"),
-            (&["id"], ("HTTPS_PROXY", key), "the proxy's address"),
+            (&["id", "--output", key], ("", ""), "--output"),
+            (&["id", "--output", &upper], ("", ""), "--output"),
+            (&["id", "--", key], ("", ""), "COMMAND"),
+            (&["id", "--cacert", key], ("", ""), "--cacert"),
+            (&["id"], ("SSL_CERT_FILE", key), "SSL_CERT_FILE"),
+            (&["id"], ("HTTPS_PROXY", key), "HTTPS_PROXY"),
+            (
+                &[],
+                ("DOCSPACE_CLIENT_ID", &format!("x{key}")),
+                "DOCSPACE_CLIENT_ID",
+            ),
             (&["id"], ("DOCSPACE_CLIENT_ID_FILE", key), ""),
         ] {
             let error = options_with(args, &[("DOCSPACE_API_KEY", key), env])

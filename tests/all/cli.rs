@@ -320,22 +320,22 @@ fn a_key_in_the_wrong_place_is_a_mistake_that_hides_it() {
             (
                 &["--allow-http"],
                 &*format!("http://{other}:1"),
-                "the proxy's address",
+                "http_proxy",
             ),
             (
                 &["--output", &format!("{}{other}", "long/".repeat(40))],
                 "",
-                "--output or COMMAND",
+                "--output",
             ),
             (
                 &["--", &format!("{}{other}", "long/".repeat(40))],
                 "",
-                "--output or COMMAND",
+                "COMMAND",
             ),
             (
                 &["--cacert", &format!("{}{other}", "long/".repeat(40))],
                 "",
-                "the CA file",
+                "--cacert",
             ),
             (&[&format!("x-{other}")], "", "CLIENT_ID"),
         ] {
