@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Error;
 use ureq::config::Config;
@@ -43,8 +43,8 @@ struct Inner {
     call: Call,
     /// Whether a byte of the request may have left.
     sent: bool,
-    /// The longest wait for what remains of a reply.
-    max_wait: Option<Duration>,
+    /// When to stop waiting for the rest of the reply.
+    deadline: Option<Instant>,
 }
 
 impl Connection {
@@ -60,7 +60,7 @@ impl Connection {
             addresses: vec![],
             call: Call::SignIn,
             sent: false,
-            max_wait: None,
+            deadline: None,
         })))
     }
 
@@ -73,7 +73,7 @@ impl Connection {
         let mut inner = self.lock();
         inner.call = call;
         inner.sent = false;
-        inner.max_wait = None;
+        inner.deadline = None;
         if inner.addresses.is_empty() {
             inner.addresses = resolve(&inner.host, inner.port)?;
         }
@@ -84,9 +84,9 @@ impl Connection {
         self.lock().sent
     }
 
-    /// Limits each wait for what remains of this reply.
-    pub fn limit_waits(&self, to: Duration) {
-        self.lock().max_wait = Some(to);
+    /// Waits no longer than this for the rest of the reply.
+    pub fn limit_rest(&self, to: Duration) {
+        self.lock().deadline = Some(Instant::now() + to);
     }
 
     /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the
@@ -180,8 +180,9 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, Error> {
-        if let Some(wait) = self.connection.lock().max_wait {
-            timeout.after = wait.into();
+        if let Some(deadline) = self.connection.lock().deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            timeout.after = timeout.after.min(left.into());
         }
         self.inner.await_input(timeout)
     }

@@ -2,11 +2,11 @@
 
 use std::io::ErrorKind;
 
-use ureq::{Error, Timeout};
+use ureq::{Error, ProxyProtocol, Timeout};
 
 use crate::connection;
 use crate::error::io_message;
-use crate::settings::CaFile;
+use crate::settings::{CaFile, Options};
 
 #[derive(Debug)]
 pub struct Failure {
@@ -19,12 +19,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Explains an error. The CA file is that of the run.
-    pub fn new(error: &Error, ca_file: Option<&CaFile>) -> Failure {
+    /// Explains an error.
+    pub fn new(error: &Error, options: &Options, may_have_been_sent: bool) -> Failure {
         let (is_final, why) = if let Some(text) = tls_text(error) {
             // A load balancer sends this alert while it starts.
             let is_final = !text.ends_with("alert: InternalError");
-            (is_final, tls_message(&text, ca_file))
+            let server = tls_peer(options);
+            (
+                is_final,
+                tls_message(&text, server, options.ca_file.as_ref()),
+            )
         } else if let Some(status) = proxy_status(error) {
             let is_final = (300..500).contains(&status) && status != 408 && status != 429;
             let next = match status {
@@ -33,12 +37,14 @@ impl Failure {
             };
             let why = format!("the proxy answered CONNECT with status {status}{next}");
             (is_final, why)
+        } else if options.proxy.is_some() && !may_have_been_sent {
+            let why = message(error).replace("the reply", "the proxy's reply");
+            (false, why)
         } else {
             (false, message(error))
         };
-        // The caller knows what was sent, and what was tried.
         Failure {
-            may_have_been_sent: false,
+            may_have_been_sent,
             is_final,
             why,
             tried: String::new(),
@@ -150,36 +156,45 @@ const TLS_WORDS: [(&str, &str); 15] = [
     ("invalid re", "the proxy does not speak SOCKS"),
 ];
 
-fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
+/// Says whose handshake failed. ureq does not tell that of an https proxy from the server's.
+fn tls_peer(options: &Options) -> &'static str {
+    match &options.proxy {
+        Some(proxy) if proxy.inner.protocol() == ProxyProtocol::Https => "the proxy or the server",
+        _ => "the server",
+    }
+}
+
+fn tls_message(text: &str, server: &str, ca_file: Option<&CaFile>) -> String {
     for unknown_ca in ["UnknownIssuer", "BadSignature"] {
         if text.starts_with(&format!("invalid peer certificate: {unknown_ca}")) {
-            return unknown_ca_message(ca_file);
+            return unknown_ca_message(server, ca_file);
         }
     }
     for (start, meaning) in TLS_WORDS {
         if text.starts_with(start) {
-            return meaning.to_owned();
+            return meaning.replace("the server", server);
         }
     }
     match text.strip_prefix("received fatal alert: ") {
         Some("InternalError") => {
-            "the server has no certificate for this name, or is failing (alert InternalError)"
-                .to_owned()
+            format!(
+                "{server} has no certificate for this name, or is failing (alert InternalError)"
+            )
         }
-        Some(alert) => format!("the server ended the handshake (alert {alert})"),
+        Some(alert) => format!("{server} ended the handshake (alert {alert})"),
         None => "TLS failed".to_owned(),
     }
 }
 
 /// A signature does not fit (BadSignature) if another CA has the same name.
-fn unknown_ca_message(ca_file: Option<&CaFile>) -> String {
-    let no_intermediate = "or the server does not send its intermediate certificate";
+fn unknown_ca_message(server: &str, ca_file: Option<&CaFile>) -> String {
+    let no_intermediate = format!("or {server} does not send its intermediate certificate");
     match ca_file {
         Some(CaFile { name, .. }) => {
-            format!("no CA in {name} issued the server's certificate, {no_intermediate}")
+            format!("no CA in {name} issued {server}'s certificate, {no_intermediate}")
         }
         None => format!(
-            "no built-in CA issued the server's certificate, {no_intermediate} \
+            "no built-in CA issued {server}'s certificate, {no_intermediate} \
              (private CA: see --cacert)"
         ),
     }
@@ -248,17 +263,17 @@ mod tests {
             ("invalid response version", "does not speak SOCKS"),
             ("cannot decrypt peer's message", "TLS failed"),
         ] {
-            let found = tls_message(text, None);
+            let found = tls_message(text, "the server", None);
             assert!(found.contains(expected), "{text}: {found}");
         }
         let file = CaFile {
-            name: "a.pem (from x)".to_owned(),
+            name: "the server.pem (from x)".to_owned(),
             certificates: vec![],
         };
-        let found = tls_message("invalid peer certificate: UnknownIssuer", Some(&file));
-        assert!(
-            found.starts_with("no CA in a.pem (from x) issued"),
-            "{found}"
-        );
+        let server = "the proxy or the server";
+        let text = "invalid peer certificate: UnknownIssuer";
+        let found = tls_message(text, server, Some(&file));
+        let expected = "no CA in the server.pem (from x) issued the proxy or the server's ";
+        assert!(found.starts_with(expected), "{found}");
     }
 }

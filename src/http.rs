@@ -9,10 +9,11 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{
     ConnectProxyConnector, Connector, RustlsConnector, SocksConnector, TcpConnector,
 };
-use ureq::{Agent, Body, Error, ProxyProtocol};
+use ureq::{Agent, Body, Error};
 
 use crate::call::Call;
 use crate::connection::{self, Connection};
+use crate::error::State;
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
 use crate::secret::{NewSecret, Secret};
@@ -24,9 +25,6 @@ const MAX_HEADER: usize = 32 * 1024;
 
 /// The time limit for one attempt at anything but the PATCH.
 const ATTEMPT: Duration = Duration::from_secs(30);
-
-/// The time limit for an optional call.
-const OPTIONAL_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The time limit for a body after its header, except the PATCH's.
 const BODY: Duration = Duration::from_secs(5);
@@ -88,18 +86,8 @@ impl Http<'_> {
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
         self.exchange(call).map_err(|error| {
-            let mut failure = Failure::new(&error, self.options.ca_file.as_ref());
-            failure.may_have_been_sent = self.connection.has_sent();
+            let mut failure = Failure::new(&error, self.options, self.connection.has_sent());
             failure.tried = self.connection.take_addresses();
-            if let Some(proxy) = &self.options.proxy {
-                if proxy.inner.protocol() == ProxyProtocol::Https {
-                    // ureq does not say whose handshake failed.
-                    failure.why = failure.why.replace("the server", "the proxy or the server");
-                }
-                if !failure.may_have_been_sent {
-                    failure.why = failure.why.replace("the reply", "the proxy's reply");
-                }
-            }
             failure
         })
     }
@@ -112,11 +100,12 @@ impl Http<'_> {
             signal::grant_time();
         }
         let (parts, body) = response.into_parts();
-        if call == Call::Regenerate && !parts.status.is_success() {
-            // The PATCH has no time limit of its own, but only a success brings a secret.
-            self.connection.limit_waits(BODY);
+        let brings_secret = call == Call::Regenerate && parts.status.is_success();
+        if !brings_secret {
+            // The PATCH has no time limit of its own.
+            self.connection.limit_rest(BODY);
         }
-        let (body, truncated) = self.read_body(call, body);
+        let (body, truncated) = self.read_body(body, brings_secret);
         let header = |name| joined(&parts.headers, name);
         let location = header("location");
         Ok(Reply {
@@ -151,11 +140,6 @@ impl Http<'_> {
                 let request = request.timeout_global(None).timeout_recv_body(None);
                 self.agent.run(request.build())
             }
-            Call::Expiry => {
-                let request = self.agent.configure_request(request.body(())?);
-                let request = request.timeout_global(Some(OPTIONAL_ATTEMPT));
-                self.agent.run(request.build())
-            }
             // No settings of its own: ureq keeps TLS sessions only for such requests, and the PATCH
             // resumes one.
             _ => self.agent.run(request.body(())?),
@@ -184,14 +168,20 @@ impl Http<'_> {
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
-    fn read_body(&self, call: Call, mut body: Body) -> (String, Option<String>) {
-        let mut seeks_secret = call == Call::Regenerate;
+    fn read_body(&self, mut body: Body, brings_secret: bool) -> (String, Option<String>) {
+        let mut seeks_secret = brings_secret;
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
-        // Byte by byte, a secret is complete before ureq meets what is wrong with the rest.
-        let mut buffer = vec![0; if seeks_secret { 1 } else { 4096 }];
+        let mut buffer = [0; 4096];
         loop {
-            match reader.read(&mut buffer) {
+            // Byte by byte, a secret is complete before ureq meets what is wrong with the rest. But
+            // parsing a long body for each byte would take too long.
+            let size = if seeks_secret && bytes.len() < buffer.len() {
+                1
+            } else {
+                buffer.len()
+            };
+            match reader.read(&mut buffer[..size]) {
                 Ok(0) if bytes.len() > MAX_BODY => {
                     return (text(&bytes), Some("it is too large".to_owned()));
                 }
@@ -199,10 +189,12 @@ impl Http<'_> {
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
                 Err(error) => return (text(&bytes), Some(failure::message(&error.into()))),
             }
-            if seeks_secret && bytes.ends_with(b"}") && reply::find_secret(&text(&bytes)).is_ok() {
+            if seeks_secret && reply::find_secret(&text(&bytes)).is_ok() {
                 seeks_secret = false;
+                // From here on, signals and the time limit leave time for the delivery.
+                signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
-                self.connection.limit_waits(END_OF_BODY);
+                self.connection.limit_rest(END_OF_BODY);
                 reader.set_limit(MAX_REST);
             }
         }

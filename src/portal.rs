@@ -59,8 +59,6 @@ impl<'a> Portal<'a> {
     /// Checks that the client exists, and says when the key expires.
     pub fn check(&self) -> Result<(), Error> {
         self.call(Call::Probe, reply::client_exists)?;
-        // The rest is extra: nothing changes the status any more.
-        signal::finish();
         let Options {
             client, url, key, ..
         } = self.options;
@@ -77,6 +75,8 @@ impl<'a> Portal<'a> {
             "Ready: {} knows client {client} ({key}, {signed_in}).",
             url.text
         ));
+        // The rest is extra, and does not change the status any more.
+        signal::succeed_within(Duration::from_secs(5));
         if let Ok(reply) = self.send(Call::Expiry)
             && let Some(date) = reply::expiry(&reply)
         {

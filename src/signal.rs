@@ -35,6 +35,8 @@ struct Run {
     state: State,
     /// What the run is doing, for its last line: `during [GET token] at portal.example`.
     doing: String,
+    /// Whether all is done, so that nothing but success can end the run.
+    has_succeeded: bool,
     /// The first signal that was deferred.
     deferred: Option<c_int>,
     /// What the time limit ends: the command's process id, or the negative id of its group.
@@ -45,6 +47,7 @@ const NO_RUN: Run = Run {
     deadline: None,
     state: State::Unchanged,
     doing: String::new(),
+    has_succeeded: false,
     deferred: None,
     command: None,
 };
@@ -110,6 +113,7 @@ impl Run {
     /// locks.
     fn end(&self, signal: c_int) -> ! {
         let (cause, status) = match self.deferred.unwrap_or(signal) {
+            _ if self.has_succeeded => ("", 0),
             libc::SIGHUP => ("ended by SIGHUP", 129),
             libc::SIGINT => ("ended by SIGINT", 130),
             libc::SIGQUIT => ("ended by SIGQUIT", 131),
@@ -128,7 +132,7 @@ impl Run {
         let length = MAX_LINE - rest.len();
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
         unsafe {
-            if wait_writable(libc::STDERR_FILENO, 0) {
+            if status != 0 && wait_writable(libc::STDERR_FILENO, 0) {
                 libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length);
             }
             libc::_exit(c_int::from(status))
@@ -147,6 +151,12 @@ pub fn start(timeout: Duration) {
     });
     install();
     set_timer(timeout);
+}
+
+/// From here on, signals and this time limit end the run with success, and without a line.
+pub fn succeed_within(limit: Duration) {
+    change(|run| run.has_succeeded = true);
+    set_timer(limit);
 }
 
 /// From here on, neither a signal nor the time limit ends the run.

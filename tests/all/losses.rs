@@ -31,6 +31,16 @@ struct Body {
     at_most: u64,
 }
 
+/// Sends the start at once, and then the rest every 100 ms for a minute.
+fn drip(start: &[u8], rest: &[u8]) -> Vec<Action> {
+    let mut actions = vec![Action::Send(start.to_vec())];
+    for _ in 0..600 {
+        actions.push(Action::Sleep(Duration::from_millis(100)));
+        actions.push(Action::Send(rest.to_vec()));
+    }
+    actions
+}
+
 #[test]
 fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
     let (header, body) = patch_in_two(end_of_header());
@@ -43,14 +53,14 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
     }
     let json = format!(r#"{{"client_secret":"{SECRET}"}}"#);
     let too_long = format!("HTTP/1.1 200 \r\nContent-Length: 999\r\n\r\n{json}");
-    let followed_by = |byte: u8| {
-        let mut dripping = vec![Action::Send(too_long.clone().into())];
-        for _ in 0..600 {
-            dripping.push(Action::Sleep(Duration::from_millis(100)));
-            dripping.push(Action::Send(vec![byte]));
-        }
-        dripping
-    };
+    let until_closed = format!("HTTP/1.1 200 \r\n\r\n{json}");
+    let braces = "}".repeat(1 << 20);
+    let many_objects = format!(
+        r#"{{"x":[{}{{}}],"client_secret":"{SECRET}"}}"#,
+        r#"{"a":1},"#.repeat(7500)
+    );
+    let chunked = recorded("patch-200");
+    let without_end = chunked[..chunked.len() - 2].to_vec();
     let mut no_chunk = recorded("patch-200");
     let last_chunk = no_chunk.len() - 5;
     no_chunk.splice(last_chunk.., *b"ZZ\r\n");
@@ -72,12 +82,27 @@ fn a_body_of_the_patch_that_comes_late_or_never_ends_is_delivered() {
         },
         Body {
             name: "followed by a blank every 100 ms",
-            actions: followed_by(b' '),
+            actions: drip(too_long.as_bytes(), b" "),
             at_most: 30,
         },
         Body {
             name: "followed by a brace every 100 ms",
-            actions: followed_by(b'}'),
+            actions: drip(until_closed.as_bytes(), b"}"),
+            at_most: 30,
+        },
+        Body {
+            name: "followed by a million braces",
+            actions: vec![Action::Send((until_closed + &braces).into()), Action::Hang],
+            at_most: 30,
+        },
+        Body {
+            name: "followed by trailers without end",
+            actions: drip(&without_end, b"X-A: b\r\n"),
+            at_most: 30,
+        },
+        Body {
+            name: "after thousands of objects",
+            actions: vec![Action::Send(response("200 ", "", many_objects))],
             at_most: 30,
         },
         Body {
@@ -237,11 +262,14 @@ fn a_command_in_a_new_pid_namespace_gets_the_secret() {
 
 /// A refusal has 5 s for its body, so that its status is known before the time limit.
 #[test]
-fn a_refusal_whose_body_never_comes_is_3() {
-    let header = b"HTTP/1.1 403 \r\nContent-Length: 99\r\n\r\n";
-    let actions = vec![Action::Send(header.to_vec()), Action::Hang];
-    let run = run_script(ready([expect_then("PATCH regenerate", actions)]), &[]);
-    run.fails_with(3, "answered [PATCH regenerate] with status 403; ");
+fn a_refusal_whose_body_never_ends_is_3() {
+    let header = b"HTTP/1.1 403 \r\nContent-Length: 999\r\n\r\n";
+    let silent = vec![Action::Send(header.to_vec()), Action::Hang];
+    let dripping = drip(header, b" ");
+    for_each(vec![silent, dripping], |actions| {
+        let run = run_script(ready([expect_then("PATCH regenerate", actions)]), &[]);
+        run.fails_with(3, "answered [PATCH regenerate] with status 403; ");
+    });
 }
 
 /// Returns true if a process runs. One that nobody waits for may remain as a zombie.

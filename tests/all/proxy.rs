@@ -230,6 +230,21 @@ fn a_slow_proxy_is_ended_by_the_timer() {
     run.fails_with(4, &error);
 }
 
+/// A check that is ready asks for the expiry, but not for long, and whatever happens then.
+#[test]
+fn a_slow_proxy_does_not_hold_up_a_check_that_is_ready() {
+    let header = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(2000));
+    let slow = Behavior::ForwardOnce(header.into_bytes(), Duration::from_millis(50));
+    let head = String::from_utf8(without_body(recorded("get-200"))).unwrap();
+    let close = head.replacen("keep-alive", "close", 1).into();
+    let head = expect_then("HEAD client", [Action::Send(close), Action::Close]);
+    let scene = Scene::new("http", slow, vec![sign_in(), head]);
+    let mut command = scene.rotate("HTTPS_PROXY", "");
+    let run = run(command.args(["--check", "-q"]));
+    run.assert_run(0, "", &[]);
+    assert_eq!(scene.proxy.requests().len(), 2);
+}
+
 /// The handshake with the proxy itself does not count, even where it is over TLS.
 #[test]
 fn failures_beyond_a_proxy_are_as_without_one() {

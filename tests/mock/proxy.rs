@@ -16,6 +16,8 @@ pub enum Behavior {
     Forward,
     /// Sends these bytes one at a time with a pause before each, and closes the connection.
     Answer(Vec<u8>, Duration),
+    /// Forwards the first connection, and answers the others like that.
+    ForwardOnce(Vec<u8>, Duration),
 }
 
 /// A running proxy, which serves until the test process ends.
@@ -69,9 +71,16 @@ impl Server {
             5 => read_socks5(client)?,
             _ => char::from(first).to_string() + &read_until(client, "\r\n\r\n")?,
         };
-        self.requests.lock().unwrap().push(request);
-        if let Behavior::Answer(bytes, pause) = &self.behavior {
-            return send_slowly(client, bytes, *pause);
+        let mut requests = self.requests.lock().unwrap();
+        requests.push(request);
+        let is_first = requests.len() == 1;
+        drop(requests);
+        match &self.behavior {
+            Behavior::Answer(bytes, pause) => return send_slowly(client, bytes, *pause),
+            Behavior::ForwardOnce(bytes, pause) if !is_first => {
+                return send_slowly(client, bytes, *pause);
+            }
+            _ => {}
         }
         let granted: &[u8] = match first {
             4 => &[0, 90, 0, 0, 0, 0, 0, 0],
