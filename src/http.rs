@@ -26,7 +26,7 @@ const MAX_HEADER: usize = 32 * 1024;
 /// The time limit for one attempt at anything but the PATCH.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The time limit for a body after its header, except the PATCH's.
+/// The time limit for a body after its header, except one that brings the secret.
 const BODY: Duration = Duration::from_secs(5);
 
 /// How long to wait for the end of a body whose secret has arrived, and how much of the rest to read,
@@ -59,7 +59,6 @@ impl Http<'_> {
             .tls_config(TlsConfig::builder().root_certs(roots(options)).build())
             .timeout_connect(Some(connection::TIMEOUT))
             .timeout_global(Some(ATTEMPT))
-            .timeout_recv_body(Some(BODY))
             // The portal may already be closing a connection that was idle for longer.
             .max_idle_age(Duration::from_secs(1))
             .max_response_header_size(MAX_HEADER)
@@ -102,7 +101,6 @@ impl Http<'_> {
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
         if !brings_secret {
-            // The PATCH has no time limit of its own.
             self.connection.limit_rest(BODY);
         }
         let (body, truncated) = self.read_body(body, brings_secret);
@@ -130,20 +128,17 @@ impl Http<'_> {
             return self.introspect(url, &new.secret);
         }
         let request = self.request(call, url);
-        match call {
-            Call::Regenerate => {
-                // Once sent, it is hardly ever repeated. So it gets a fresh connection, because a kept
-                // one may already be closing, and no time limit, because giving up gains nothing. The
-                // empty body sends `Content-Length: 0` (RFC 9110, section 8.6).
-                let request = self.agent.configure_request(request.body("")?);
-                let request = request.max_idle_age(Duration::ZERO);
-                let request = request.timeout_global(None).timeout_recv_body(None);
-                self.agent.run(request.build())
-            }
-            // No settings of its own: ureq keeps TLS sessions only for such requests, and the PATCH
-            // resumes one.
-            _ => self.agent.run(request.body(())?),
+        if call == Call::Regenerate {
+            // Once sent, it is hardly ever repeated. So it gets a fresh connection, because a kept one
+            // may already be closing, and no time limit, because giving up gains nothing. The empty
+            // body sends `Content-Length: 0` (RFC 9110, section 8.6).
+            let request = self.agent.configure_request(request.body("")?);
+            let request = request.max_idle_age(Duration::ZERO).timeout_global(None);
+            return self.agent.run(request.build());
         }
+        // No settings of its own: ureq keeps TLS sessions only for such requests, and the PATCH
+        // resumes one.
+        self.agent.run(request.body(())?)
     }
 
     fn request(&self, call: Call, url: String) -> http::request::Builder {
