@@ -3,7 +3,7 @@
 //! ureq makes the connections. It asks for addresses through [`Resolver`], and the last link of its
 //! chain of connectors puts a [`Watched`] around each connection.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -184,7 +184,14 @@ impl<T: Transport> Transport for Watched<T> {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout.after = timeout.after.min(left.into());
         }
-        self.inner.await_input(timeout)
+        match self.inner.await_input(timeout) {
+            // rustls reports a bad record before what it decrypted ahead of it: perhaps the secret.
+            Err(Error::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                timeout.after = Duration::from_millis(1).into();
+                self.inner.await_input(timeout).map_err(|_| error.into())
+            }
+            result => result,
+        }
     }
 
     fn buffers(&mut self) -> &mut dyn Buffers {
