@@ -64,7 +64,7 @@ fn tls_text(error: &Error) -> Option<String> {
 }
 
 /// Says in plain words what went wrong, if it is not a TLS error.
-pub fn message(error: &Error) -> String {
+fn message(error: &Error) -> String {
     match error {
         Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
             "the connection was closed".to_owned()

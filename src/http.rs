@@ -14,8 +14,8 @@ use ureq::{Agent, Body, Error};
 use crate::call::Call;
 use crate::connection::{self, Connection};
 use crate::error::State;
-use crate::failure::{self, Failure};
-use crate::reply::{self, MAX_BODY, Reply};
+use crate::failure::Failure;
+use crate::reply::{self, MAX_BODY, NO_SECRET, Reply};
 use crate::secret::{NewSecret, Secret};
 use crate::settings::Options;
 use crate::signal;
@@ -182,16 +182,34 @@ impl Http<'_> {
                 }
                 Ok(0) => return (text(&bytes), None),
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
-                Err(error) => return (text(&bytes), Some(failure::message(&error.into()))),
+                Err(error) => {
+                    let failure = Failure::new(&error.into(), self.options, true);
+                    return (text(&bytes), Some(failure.why));
+                }
             }
-            if seeks_secret && reply::find_secret(&text(&bytes)).is_ok() {
+            if seeks_secret && let Some(rest) = self.end_of_search(&text(&bytes)) {
                 seeks_secret = false;
+                reader.set_limit(rest);
+            }
+        }
+    }
+
+    /// Ends the search for the secret if it has arrived, or if it will not. Returns how much to read
+    /// of the rest, in bytes.
+    fn end_of_search(&self, body: &str) -> Option<u64> {
+        match reply::find_secret(body) {
+            Ok(_) => {
                 // From here on, signals and the time limit leave time for the delivery.
                 signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
                 self.connection.limit_rest(END_OF_BODY);
-                reader.set_limit(MAX_REST);
+                Some(MAX_REST)
             }
+            Err(why) if why == NO_SECRET || body.starts_with('<') => {
+                self.connection.limit_rest(BODY);
+                Some(MAX_BODY as u64)
+            }
+            Err(_) => None,
         }
     }
 }

@@ -102,6 +102,7 @@ impl<'a> Output<'a> {
 
     pub fn deliver(self, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
+        signal::grant_time();
         let text = if self.options.json {
             &new.object
         } else {

@@ -214,7 +214,7 @@ fn trim(body: &str) -> &str {
     body.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-const NO_SECRET: &str = "no valid client_secret in the reply";
+pub const NO_SECRET: &str = "no valid client_secret in the reply";
 
 /// Finds the new secret in the first JSON value of a body, in `response` or at the top. Ignores what
 /// follows that value. The error says what is there instead.
@@ -242,6 +242,9 @@ pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
     if reply.text().starts_with('<') {
         return refused(WEB_PAGE);
     }
+    if reply.truncated.is_some() && reply.is_web_page() {
+        return Err(Unclear(Some(reply.missing_end())));
+    }
     Ok(())
 }
 
@@ -254,7 +257,7 @@ pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
     match reply.status {
         200 if json["active"].is_boolean() => Ok(true),
         401 if json["error"] == "invalid_client" => Ok(false),
-        200 if reply.has_incomplete_json() => unclear(NO_REPLY),
+        200 | 401 if reply.has_incomplete_json() => Err(Unclear(Some(reply.missing_end()))),
         _ => refused(reply.general_cause().as_deref().unwrap_or(NO_REPLY)),
     }
 }

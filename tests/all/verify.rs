@@ -112,7 +112,11 @@ fn a_portal_that_cannot_be_asked_is_8_and_says_to_check() {
         (Action::Send(json("{}")), no_reply),
         (
             busy("200 OK", "{\"active\""),
-            &format!("not an introspection response{no_time}"),
+            &format!("200: truncated JSON{no_time}"),
+        ),
+        (
+            busy("401 ", "{\"error\""),
+            &format!("401: truncated JSON{no_time}"),
         ),
         (busy("503 ", ""), &format!("with status 503{no_time}")),
         (
