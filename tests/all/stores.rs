@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::mock::*;
+use crate::namespaces::{in_namespaces, system};
 use crate::project::*;
 use crate::run::*;
 
@@ -224,6 +225,97 @@ fn delivered(row: &Row, secret: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// A client that needs no server, and how what it stored is read with its own tools.
+struct Client {
+    store: &'static str,
+    program: &'static str,
+    prepare: &'static str,
+    read: &'static str,
+}
+
+const CLIENTS: [Client; 4] = [
+    Client {
+        store: "age",
+        program: "age",
+        prepare: "age-keygen -o key 2> /dev/null; age-keygen -y key > recipient",
+        read: "age -d -i key FILE",
+    },
+    Client {
+        store: "Ansible Vault",
+        program: "ansible-vault",
+        prepare: "echo word > PASSWORD_FILE",
+        read: "sed 1d vars.yml | tr -d ' ' | ansible-vault decrypt --vault-password-file PASSWORD_FILE",
+    },
+    Client {
+        store: "systemd credential",
+        program: "systemd-creds",
+        prepare: "mkdir -p /etc/credstore.encrypted; \
+                  echo 0123456789abcdef0123456789abcdef > /etc/machine-id; systemd-creds setup",
+        read: "systemd-creds decrypt --name=docspace /etc/credstore.encrypted/docspace -",
+    },
+    Client {
+        store: "Kubernetes",
+        program: "kubectl",
+        // Without a server, only what would be sent can be seen.
+        prepare: "printf '%s\\n' '#!/bin/sh' 'case $1 in patch) cat > sent ;; \
+                  *) PATH=/usr/bin:/bin; exec kubectl \"$@\" ;; esac' > kubectl; chmod +x kubectl",
+        read: "sed -n 's/^  client-secret: //p' sent | base64 -d",
+    },
+];
+
+/// Those that are on this machine. The namespaces keep what they store off it.
+#[test]
+fn real_clients_store_the_secret_as_it_is() {
+    let test = "stores::real_clients_store_the_secret_as_it_is";
+    if !in_namespaces(test) {
+        return;
+    }
+    system("mount -t tmpfs none /etc");
+    // systemd-creds refuses a key in memory, where it would not outlive a reboot.
+    let disk = concat!(env!("CARGO_TARGET_TMPDIR"), "/systemd");
+    fs::create_dir_all(disk).unwrap();
+    system(&format!("mount --bind {disk} /var/lib/systemd"));
+    for client in CLIENTS {
+        let found = command("sh")
+            .args(["-c", &format!("command -v {}", client.program)])
+            .env("PATH", "/usr/bin:/bin")
+            .output();
+        if !found.unwrap().status.success() {
+            skipped(client.store, "its client is not here");
+            continue;
+        }
+        for secret in [SECRET, ODD_SECRET] {
+            let stored = store_with(&client, secret);
+            assert_eq!(stored, secret, "{}", client.store);
+        }
+    }
+}
+
+fn store_with(client: &Client, secret: &str) -> String {
+    let folder = Folder::new();
+    let path = path_with(folder.as_ref());
+    let shell = |script: &str| {
+        let mut shell = command("sh");
+        shell.args(["-c", script]).current_dir(folder.as_ref());
+        shell.env("PATH", &path).env("HOME", folder.as_ref());
+        let output = shell.output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    shell(client.prepare);
+    let recipient = fs::read_to_string(folder.path("recipient")).unwrap_or_default();
+    let rows = rows();
+    let row = rows.iter().find(|row| row.store == client.store).unwrap();
+    let line = row.line.replace("RECIPIENT", recipient.trim());
+    let reply = json(serde_json::json!({ "client_secret": secret }).to_string());
+    let portal = MockPortal::new(ready([expect("PATCH regenerate", reply), revoke()]));
+    let mut command = rotate(&portal);
+    command.env("PATH", &path).env("HOME", folder.as_ref());
+    command.current_dir(folder.as_ref()).args(["-q", "--"]);
+    let done = run(command.args(words(&line)));
+    assert_eq!(done.status, Some(0), "{}\n{done}", client.store);
+    shell(client.read)
 }
 
 /// Keeps stdin, and the arguments.
