@@ -154,6 +154,7 @@ impl<In: Transport> Connector<In> for Connection {
             inner,
             connection: self.clone(),
             is_to_proxy,
+            tls_error: None,
         }))
     }
 }
@@ -165,6 +166,7 @@ pub struct Watched<T> {
     inner: T,
     connection: Connection,
     is_to_proxy: bool,
+    tls_error: Option<io::Error>,
 }
 
 impl<T: Transport> Transport for Watched<T> {
@@ -184,13 +186,21 @@ impl<T: Transport> Transport for Watched<T> {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout.after = timeout.after.min(left.into());
         }
+        let error = match self.tls_error.take() {
+            Some(error) => error,
+            None => match self.inner.await_input(timeout) {
+                Err(Error::Io(error)) if error.kind() == ErrorKind::InvalidData => error,
+                result => return result,
+            },
+        };
+        // rustls reports a bad record before what it decrypted ahead of it: perhaps the secret.
+        timeout.after = Duration::from_millis(1).into();
         match self.inner.await_input(timeout) {
-            // rustls reports a bad record before what it decrypted ahead of it: perhaps the secret.
-            Err(Error::Io(error)) if error.kind() == ErrorKind::InvalidData => {
-                timeout.after = Duration::from_millis(1).into();
-                self.inner.await_input(timeout).map_err(|_| error.into())
+            Ok(true) => {
+                self.tls_error = Some(error);
+                Ok(true)
             }
-            result => result,
+            _ => Err(error.into()),
         }
     }
 

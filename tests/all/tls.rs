@@ -181,11 +181,19 @@ fn a_secret_before_an_error_of_tls_is_delivered() {
     let (run, _portal) = run_at(true, ready([patch, revoke()]), &["-q"]);
     run.assert_run(0, &secret_line(), &[]);
 
-    // Where nothing came before it, the run does not wait for more.
-    let actions = [Action::SendBelowTls(no_record.to_vec()), Action::Hang];
-    let script = vec![expect_then("GET token", actions)];
-    let (run, _portal) = run_at(true, script, &["-q", "--timeout", "20"]);
-    run.fails_with(3, "gave no valid answer to [GET token]: TLS failed; ");
+    // Where no reply came before it, the run does not wait for more.
+    for before in ["", "HTTP/1.1 200 OK\r\nContent-Le"] {
+        let actions = [
+            Action::Cork(true),
+            Action::Send(before.into()),
+            Action::SendBelowTls(no_record.to_vec()),
+            Action::Cork(false),
+            Action::Hang,
+        ];
+        let script = vec![expect_then("GET token", actions)];
+        let (run, _portal) = run_at(true, script, &["-q", "--timeout", "20"]);
+        run.fails_with(3, "gave no valid answer to [GET token]: TLS failed; ");
+    }
 }
 
 #[test]
