@@ -1,6 +1,6 @@
 //! Why there is no reply, in plain words. ureq's own may quote the server, or name ureq's parts.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use ureq::{Error, ProxyProtocol, Timeout};
 
@@ -63,12 +63,21 @@ fn tls_text(error: &Error) -> Option<String> {
     }
 }
 
+/// Says why the end of a body is missing. The words of the handshake do not fit: it succeeded.
+pub fn body_message(error: io::Error) -> String {
+    match error.kind() {
+        ErrorKind::InvalidData => "TLS failed".to_owned(),
+        _ => message(&error.into()),
+    }
+}
+
 /// Says in plain words what went wrong, if it is not a TLS error.
 fn message(error: &Error) -> String {
     match error {
         Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
             "the connection was closed".to_owned()
         }
+        Error::BodyStalled => "the connection was closed".to_owned(),
         Error::Io(error) => io_message(error),
         Error::Timeout(Timeout::Connect) => {
             format!("no connection within {} s", connection::TIMEOUT.as_secs())

@@ -14,7 +14,7 @@ use ureq::{Agent, Body, Error};
 use crate::call::Call;
 use crate::connection::{self, Connection};
 use crate::error::State;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, NO_SECRET, Reply};
 use crate::secret::{NewSecret, Secret};
 use crate::settings::Options;
@@ -182,10 +182,7 @@ impl Http<'_> {
                 }
                 Ok(0) => return (text(&bytes), None),
                 Ok(read) => bytes.extend_from_slice(&buffer[..read]),
-                Err(error) => {
-                    let failure = Failure::new(&error.into(), self.options, true);
-                    return (text(&bytes), Some(failure.why));
-                }
+                Err(error) => return (text(&bytes), Some(failure::body_message(error))),
             }
             if seeks_secret && let Some(rest) = self.end_of_search(&text(&bytes)) {
                 seeks_secret = false;
@@ -205,7 +202,7 @@ impl Http<'_> {
                 self.connection.limit_rest(END_OF_BODY);
                 Some(MAX_REST)
             }
-            Err(why) if why == NO_SECRET || body.starts_with('<') => {
+            Err(why) if why == NO_SECRET || reply::trim(body).starts_with('<') => {
                 self.connection.limit_rest(BODY);
                 Some(MAX_BODY as u64)
             }

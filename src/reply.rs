@@ -210,7 +210,7 @@ fn what_came_instead(reply: &Reply, why: &str) -> String {
 }
 
 /// Removes whitespace and byte order marks, with which some servers begin a body.
-fn trim(body: &str) -> &str {
+pub fn trim(body: &str) -> &str {
     body.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
@@ -257,7 +257,9 @@ pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
     match reply.status {
         200 if json["active"].is_boolean() => Ok(true),
         401 if json["error"] == "invalid_client" => Ok(false),
-        200 | 401 if reply.has_incomplete_json() => Err(Unclear(Some(reply.missing_end()))),
+        200 | 401 if reply.has_incomplete_json() && reply.general_cause().is_none() => {
+            Err(Unclear(Some(reply.missing_end())))
+        }
         _ => refused(reply.general_cause().as_deref().unwrap_or(NO_REPLY)),
     }
 }
@@ -422,6 +424,8 @@ mod tests {
             (Revoke, truncated(200, ""), "done"),
             (Introspect, truncated(200, "{"), "unclear"),
             (Introspect, reply(200, "<html>"), "refused"),
+            (Introspect, truncated(401, "<html>"), "refused"),
+            (Introspect, truncated(401, "{"), "unclear"),
         ] {
             assert_eq!(kind_of(call, Ok(reply)), expected);
         }

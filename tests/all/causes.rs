@@ -1319,6 +1319,12 @@ fn lost_secrets() -> Vec<Lost> {
             said: CLOSED.to_owned(),
         },
         Lost {
+            name: "closed in the length of a chunk",
+            reply: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n37".to_vec(),
+            then: Some(Action::Close),
+            said: CLOSED.to_owned(),
+        },
+        Lost {
             name: "a chunk with an invalid length",
             reply: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n".to_vec(),
             then: Some(Action::Hang),

@@ -285,6 +285,7 @@ fn a_success_without_a_secret_that_never_ends_says_what_came() {
                 "<html><title>Log in</title>",
                 "a web page, not an API reply; ",
             ),
+            ("\u{feff}\r\n <html>", "a web page, not an API reply; "),
         ],
         |(body, why)| {
             let reply = format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
