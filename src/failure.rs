@@ -24,11 +24,8 @@ impl Failure {
         let (is_final, why) = if let Some(text) = tls_text(error) {
             // A load balancer sends this alert while it starts.
             let is_final = !text.ends_with("alert: InternalError");
-            let server = tls_peer(options);
-            (
-                is_final,
-                tls_message(&text, server, options.ca_file.as_ref()),
-            )
+            let why = tls_message(&text, tls_peer(options), options.ca_file.as_ref());
+            (is_final, why)
         } else if let Some(status) = proxy_status(error) {
             let is_final = (300..500).contains(&status) && status != 408 && status != 429;
             let next = match status {

@@ -129,8 +129,8 @@ impl Http<'_> {
         }
         let request = self.request(call, url);
         if call == Call::Regenerate {
-            // Once sent, it is hardly ever repeated. So it gets a fresh connection, because a kept one
-            // may already be closing, and no time limit, because giving up gains nothing. The empty
+            // Once sent, it is repeated only after a 429. So it gets a fresh connection, because a kept
+            // one may already be closing, and no time limit, because giving up gains nothing. The empty
             // body sends `Content-Length: 0` (RFC 9110, section 8.6).
             let request = self.agent.configure_request(request.body("")?);
             let request = request.max_idle_age(Duration::ZERO).timeout_global(None);
@@ -163,8 +163,7 @@ impl Http<'_> {
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
-    fn read_body(&self, mut body: Body, brings_secret: bool) -> (String, Option<String>) {
-        let mut seeks_secret = brings_secret;
+    fn read_body(&self, mut body: Body, mut seeks_secret: bool) -> (String, Option<String>) {
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
         let mut buffer = [0; 4096];

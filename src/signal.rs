@@ -1,7 +1,7 @@
 //! What ends a run early: SIGHUP, SIGINT, SIGQUIT, SIGTERM, and the time limit (SIGALRM).
 //!
-//! One handler serves them all. It reads `RUN`, which is locked only while signals
-//! are blocked. The program has one thread, so the handler never finds it locked, or half changed.
+//! One handler serves them all. It reads `RUN`, which is locked only while signals are blocked. The
+//! program has one thread, so the handler never finds it locked, or half changed.
 
 use std::ffi::c_int;
 use std::io::Write;
