@@ -3,7 +3,7 @@
 //! ureq makes the connections. It asks for addresses through [`Resolver`], and the last link of its
 //! chain of connectors puts a [`Watched`] around each connection.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -154,7 +154,6 @@ impl<In: Transport> Connector<In> for Connection {
             inner,
             connection: self.clone(),
             is_to_proxy,
-            tls_error: None,
         }))
     }
 }
@@ -166,7 +165,6 @@ pub struct Watched<T> {
     inner: T,
     connection: Connection,
     is_to_proxy: bool,
-    tls_error: Option<io::Error>,
 }
 
 impl<T: Transport> Transport for Watched<T> {
@@ -186,22 +184,7 @@ impl<T: Transport> Transport for Watched<T> {
             let left = deadline.saturating_duration_since(Instant::now());
             timeout.after = timeout.after.min(left.into());
         }
-        let error = match self.tls_error.take() {
-            Some(error) => error,
-            None => match self.inner.await_input(timeout) {
-                Err(Error::Io(error)) if error.kind() == ErrorKind::InvalidData => error,
-                result => return result,
-            },
-        };
-        // rustls reports a bad record before what it decrypted ahead of it: perhaps the secret.
-        timeout.after = Duration::from_millis(1).into();
-        match self.inner.await_input(timeout) {
-            Ok(true) => {
-                self.tls_error = Some(error);
-                Ok(true)
-            }
-            _ => Err(error.into()),
-        }
+        self.inner.await_input(timeout)
     }
 
     fn buffers(&mut self) -> &mut dyn Buffers {

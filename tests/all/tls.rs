@@ -166,36 +166,6 @@ fn an_error_of_tls_instead_of_a_reply_is_3_or_for_the_patch_7() {
     }
 }
 
-/// As curl does. Both arrive at once, so the error is found first.
-#[test]
-fn a_secret_before_an_error_of_tls_is_delivered() {
-    let no_record = b"\x17\x03\x03\x00\x20no record of this connection....";
-    let actions = [
-        Action::Cork(true),
-        Action::Send(recorded("patch-200")),
-        Action::SendBelowTls(no_record.to_vec()),
-        Action::Cork(false),
-        Action::Close,
-    ];
-    let patch = expect_then("PATCH regenerate", actions);
-    let (run, _portal) = run_at(true, ready([patch, revoke()]), &["-q"]);
-    run.assert_run(0, &secret_line(), &[]);
-
-    // Where no reply came before it, the run does not wait for more.
-    for before in ["", "HTTP/1.1 200 OK\r\nContent-Le"] {
-        let actions = [
-            Action::Cork(true),
-            Action::Send(before.into()),
-            Action::SendBelowTls(no_record.to_vec()),
-            Action::Cork(false),
-            Action::Hang,
-        ];
-        let script = vec![expect_then("GET token", actions)];
-        let (run, _portal) = run_at(true, script, &["-q", "--timeout", "20"]);
-        run.fails_with(3, "gave no valid answer to [GET token]: TLS failed; ");
-    }
-}
-
 #[test]
 fn an_error_of_tls_instead_of_a_reply_after_the_delivery_is_tried_again() {
     let mut script = ready([regenerate(), lose_tls("DELETE revoke"), revoke()]);

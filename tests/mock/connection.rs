@@ -143,7 +143,6 @@ impl Connection<'_> {
             match action {
                 Action::Send(bytes) => self.stream().write_all(&bytes)?,
                 Action::SendBelowTls(bytes) => self.wire.write_all(&bytes)?,
-                Action::Cork(on) => cork(&self.wire.tcp, on)?,
                 Action::Sleep(time) => thread::sleep(time),
                 Action::WaitFor(gate) => drop(gate.recv()),
                 Action::ResetAfter(bytes) => self.wire.limit = bytes,
@@ -154,18 +153,6 @@ impl Connection<'_> {
             self.stream().flush()?;
         }
         Ok(())
-    }
-}
-
-/// Sets TCP_CORK (tcp(7)).
-fn cork(tcp: &TcpStream, on: bool) -> Result<()> {
-    let value = libc::c_int::from(on);
-    let size = size_of_val(&value) as libc::socklen_t;
-    let (fd, pointer) = (tcp.as_raw_fd(), (&raw const value).cast());
-    // SAFETY: the descriptor is open, and the value outlives the call.
-    match unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, pointer, size) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -22,8 +22,6 @@ pub enum Action {
     Send(Vec<u8>),
     /// Sends these bytes without encrypting them.
     SendBelowTls(Vec<u8>),
-    /// Keeps what is sent back, so that it leaves in one segment, until this is performed with false.
-    Cork(bool),
     Sleep(Duration),
     /// Waits until the test drops or uses the sender.
     WaitFor(Receiver<()>),
