@@ -15,7 +15,7 @@ use crate::call::Call;
 use crate::connection::{self, Connection};
 use crate::error::State;
 use crate::failure::{self, Failure};
-use crate::reply::{self, MAX_BODY, NO_SECRET, Reply};
+use crate::reply::{self, MAX_BODY, Reply};
 use crate::secret::{NewSecret, Secret};
 use crate::settings::Options;
 use crate::signal;
@@ -29,10 +29,11 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// The time limit for a body after its header, except one that brings the secret.
 const BODY: Duration = Duration::from_secs(5);
 
-/// How long to wait for the end of a body whose secret has arrived, and how much of the rest to read,
-/// in bytes: a newline, or a little more.
+/// How long to wait for the end of a body whose secret has arrived.
 const END_OF_BODY: Duration = Duration::from_millis(200);
-const MAX_REST: u64 = 16;
+
+/// A secret is looked for while a body comes, up to this length in bytes. Portals send 60.
+const SHORT_BODY: usize = 4096;
 
 pub struct Http<'a> {
     options: &'a Options,
@@ -163,49 +164,28 @@ impl Http<'_> {
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
-    fn read_body(&self, mut body: Body, mut seeks_secret: bool) -> (String, Option<String>) {
+    fn read_body(&self, mut body: Body, mut brings_secret: bool) -> (String, Option<String>) {
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
-        let mut buffer = [0; 4096];
+        let mut byte = [0];
         loop {
-            // Byte by byte, a secret is complete before ureq meets what is wrong with the rest. But
-            // parsing a long body for each byte would take too long.
-            let size = if seeks_secret && bytes.len() < buffer.len() {
-                1
-            } else {
-                buffer.len()
-            };
-            match reader.read(&mut buffer[..size]) {
+            // One by one, because ureq drops what it has read when it meets something malformed.
+            match reader.read(&mut byte) {
                 Ok(0) if bytes.len() > MAX_BODY => {
                     return (text(&bytes), Some("it is too large".to_owned()));
                 }
                 Ok(0) => return (text(&bytes), None),
-                Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+                Ok(_) => bytes.extend(byte),
                 Err(error) => return (text(&bytes), Some(failure::body_message(error))),
             }
-            if seeks_secret && let Some(rest) = self.end_of_search(&text(&bytes)) {
-                seeks_secret = false;
-                reader.set_limit(rest);
-            }
-        }
-    }
-
-    /// Ends the search for the secret if it has arrived, or if it will not. Returns how much to read
-    /// of the rest, in bytes.
-    fn end_of_search(&self, body: &str) -> Option<u64> {
-        match reply::find_secret(body) {
-            Ok(_) => {
+            let is_short = bytes.len() <= SHORT_BODY;
+            if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_ok() {
                 // From here on, signals and the time limit leave time for the delivery.
                 signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
                 self.connection.limit_rest(END_OF_BODY);
-                Some(MAX_REST)
+                brings_secret = false;
             }
-            Err(why) if why == NO_SECRET || reply::trim(body).starts_with('<') => {
-                self.connection.limit_rest(BODY);
-                Some(MAX_BODY as u64)
-            }
-            Err(_) => None,
         }
     }
 }

@@ -272,47 +272,6 @@ fn a_refusal_whose_body_never_ends_is_3() {
     });
 }
 
-/// What is not a secret does not become one: its cause is known before the time limit.
-#[test]
-fn a_success_without_a_secret_that_never_ends_says_what_came() {
-    for_each(
-        vec![
-            (
-                r#"{"status":"ok"}"#,
-                "no valid client_secret in the reply; ",
-            ),
-            (
-                "<html><title>Log in</title>",
-                "a web page, not an API reply; ",
-            ),
-            ("\u{feff}\r\n <html>", "a web page, not an API reply; "),
-        ],
-        |(body, why)| {
-            let reply = format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
-            let actions = vec![Action::Send(reply), Action::Hang];
-            let run = run_script(ready([expect_then("PATCH regenerate", actions)]), &[]);
-            run.fails_with(7, why);
-        },
-    );
-}
-
-/// A body that never came may have been a login page.
-#[test]
-fn a_revoke_that_may_have_been_answered_by_a_web_page_is_5() {
-    let header = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 99\r\n\r\n";
-    let cut = || {
-        let actions = [Action::Send(header.to_vec()), Action::Close];
-        expect_then("DELETE revoke", actions)
-    };
-    let script = ready([regenerate(), cut(), cut()]);
-    let run = run_script(script, &["--timeout", "2.9"]);
-    assert_eq!(run.status, Some(5), "{run}");
-    let why = "with status 200: the reply is incomplete: the connection was closed, and ";
-    assert!(run.error().contains(why), "{run}");
-    let script = ready([regenerate(), cut(), revoke()]);
-    assert_eq!(run_script(script, &[]).status, Some(0));
-}
-
 /// Returns true if a process runs. One that nobody waits for may remain as a zombie.
 fn is_running(id: u32) -> bool {
     match fs::read_to_string(format!("/proc/{id}/stat")) {
