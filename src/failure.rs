@@ -13,9 +13,7 @@ pub struct Failure {
     pub may_have_been_sent: bool,
     /// Whether a retry would fail in the same way: the proxy refused, or it is a TLS error.
     pub is_final: bool,
-    pub why: String,
-    /// The addresses that were tried, as in ` (127.0.0.9)`.
-    pub tried: String,
+    pub what: String,
 }
 
 impl Failure {
@@ -43,8 +41,7 @@ impl Failure {
         Failure {
             may_have_been_sent,
             is_final,
-            why,
-            tried: String::new(),
+            what: why,
         }
     }
 }

@@ -16,9 +16,10 @@ use crate::connection::{self, Connection};
 use crate::error::State;
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
-use crate::secret::{NewSecret, Secret};
+use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
 use crate::settings::Options;
 use crate::signal;
+use crate::words::server_words;
 
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
@@ -85,11 +86,32 @@ impl Http<'_> {
 
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
+        let (name, peer) = (call.name(), self.peer());
+        signal::doing(format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
-            let mut failure = Failure::new(&error, self.options, self.connection.has_sent());
-            failure.tried = self.connection.take_addresses();
+            let sent = self.connection.has_sent();
+            let tried = self.connection.take_addresses();
+            let mut failure = Failure::new(&error, self.options, sent);
+            let why = self.redact(&failure.what);
+            failure.what = if sent {
+                format!("{peer} gave no valid answer to {name}: {why}")
+            } else {
+                format!("{peer}{tried} could not be reached for {name}: {why}")
+            };
             failure
         })
+    }
+
+    /// Returns the portal's host, and the proxy on the way to it.
+    fn peer(&self) -> String {
+        let host = &self.options.url.host;
+        match &self.options.proxy {
+            Some(proxy) => {
+                let (address, variable) = (&proxy.address, proxy.variable);
+                format!("{host} through the proxy {address} from {variable}")
+            }
+            None => host.clone(),
+        }
     }
 
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
@@ -106,19 +128,50 @@ impl Http<'_> {
         }
         let (body, truncated) = self.read_body(body, brings_secret);
         let header = |name| joined(&parts.headers, name);
-        let location = header("location");
-        Ok(Reply {
+        let redirect = self
+            .options
+            .url
+            .redirect(&header("location"), &self.options.client);
+        let mut reply = Reply {
             status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
             content_encoding: header("content-encoding").to_ascii_lowercase(),
             challenge: header("www-authenticate").to_ascii_lowercase(),
-            redirect: self.options.url.redirect(&location, &self.options.client),
+            redirect: redirect.map(|target| self.redact(&target)),
             retry_after: header("retry-after"),
             body,
             truncated,
+            words: String::new(),
             has_signature: self.signature.is_some(),
             has_api_key: self.options.key.is_api_key(),
-        })
+        };
+        reply.words = self.words(call, &reply);
+        Ok(reply)
+    }
+
+    /// Returns what a reply says, as in ` (Forbidden: Access denied)`.
+    fn words(&self, call: Call, reply: &Reply) -> String {
+        let mut words = vec![];
+        for text in server_words(reply) {
+            let is_secret = call.returns_secret() && looks_like_secret(&text, &self.options.client);
+            words.push(if is_secret {
+                HIDDEN.to_owned()
+            } else {
+                self.redact(&text)
+            });
+        }
+        if words.is_empty() {
+            return String::new();
+        }
+        format!(" ({})", shorten(words.join(": ")))
+    }
+
+    /// Makes a text from outside fit for the log, if the run knows all secrets that can be in it.
+    fn redact(&self, text: &str) -> String {
+        let mut secrets = vec![&self.options.key];
+        secrets.extend(&self.signature);
+        secrets.extend(self.new_secret.iter().map(|new| &new.secret));
+        redact(text, &secrets)
     }
 
     /// Sends a request, and returns the reply with its body still to come.

@@ -3,16 +3,14 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::address::Proxy;
 use crate::call::Call;
 use crate::error::{Error, State, log};
 use crate::failure::Failure;
 use crate::http::Http;
 use crate::reply::{self, NotDone, Reply};
-use crate::secret::{HIDDEN, NewSecret, looks_like_secret, redact, shorten};
+use crate::secret::NewSecret;
 use crate::settings::Options;
 use crate::signal;
-use crate::words::server_words;
 
 pub struct Portal<'a> {
     options: &'a Options,
@@ -33,11 +31,8 @@ impl<'a> Portal<'a> {
     /// Turns the key into a signature, which later calls carry beside the key. A server without
     /// such a sign-in gets the key alone.
     pub fn sign_in(&mut self) -> Result<(), Error> {
-        let read = |reply: &Reply| {
-            let signature = reply::sign_in(reply, self.options.mode)?;
-            Ok(signature.map_err(|cause| self.answer(Call::SignIn, reply, cause.as_deref())))
-        };
-        match self.call(Call::SignIn, read)? {
+        let mode = self.options.mode;
+        match self.call(Call::SignIn, |reply| reply::sign_in(reply, mode))? {
             Ok(signature) => self.http.signature = Some(signature),
             Err(why) => {
                 self.log(&format!(
@@ -77,7 +72,7 @@ impl<'a> Portal<'a> {
         ));
         // The rest is extra, and does not change the status any more.
         signal::succeed_within(Duration::from_secs(5));
-        if let Ok(reply) = self.send(Call::Expiry)
+        if let Ok(reply) = self.http.send(Call::Expiry)
             && let Some(date) = reply::expiry(&reply)
         {
             self.log(&format!("The API key expires on {date}."));
@@ -129,166 +124,85 @@ impl<'a> Portal<'a> {
     fn call<T>(&self, call: Call, read: impl Fn(&Reply) -> Result<T, NotDone>) -> Result<T, Error> {
         let mut attempt = 0;
         loop {
-            let result = self.send(call);
-            match reply::evaluate(call, &result, &read) {
+            let result = self.http.send(call);
+            let not_done = match reply::evaluate(call, &result, &read) {
                 Ok(value) => {
-                    self.log(&self.summarize(call, &result));
+                    self.log(&summarize(call, &result));
                     return Ok(value);
                 }
-                Err(not_done) => self.wait_or_fail(call, attempt, &result, not_done)?,
+                Err(not_done) => not_done,
+            };
+            if call == Call::Regenerate && not_done == NotDone::Busy {
+                // It did nothing, so a deferred signal ends the run here.
+                signal::enter(State::Unchanged);
             }
-            attempt += 1;
-        }
-    }
-
-    /// Waits before a call is repeated, or returns why it is not. [`NotDone`] says which replies allow
-    /// it; none is repeated beyond the time limit.
-    fn wait_or_fail(
-        &self,
-        call: Call,
-        attempt: u32,
-        result: &Result<Reply, Failure>,
-        not_done: NotDone,
-    ) -> Result<(), Error> {
-        if call == Call::Regenerate && not_done == NotDone::Busy {
-            // It did nothing, so a deferred signal ends the run here.
-            signal::enter(State::Unchanged);
-        }
-        let may_repeat = match not_done {
-            NotDone::Busy => true,
-            NotDone::Unclear(_) => call.is_idempotent(),
-            NotDone::Refused(_) => false,
-        };
-        let wait = reply::wait(attempt, result);
-        if !may_repeat || wait >= signal::time_left() {
-            let mut error = self.error(call, result, not_done);
-            if may_repeat {
+            let may_repeat = match not_done {
+                NotDone::Busy => true,
+                NotDone::Unclear(_) => call.is_idempotent(),
+                NotDone::Refused(_) => false,
+            };
+            if !may_repeat {
+                return Err(self.error(call, &result, &not_done));
+            }
+            let wait = reply::wait(attempt, &result);
+            if wait >= signal::time_left() {
+                let mut error = self.error(call, &result, &not_done);
                 let note = format!("the next attempt in {wait:?} would exceed the time limit");
                 error.what += &format!(", and {note}");
+                return Err(error);
             }
-            return Err(error);
+            self.log_retry(call, attempt, &result, wait);
+            thread::sleep(wait);
+            signal::grant_time();
+            attempt += 1;
         }
-        self.log_retry(call, attempt, result, wait);
-        thread::sleep(wait);
-        signal::grant_time();
-        Ok(())
     }
 
     /// The line of the first retry shows the server's words.
     fn log_retry(&self, call: Call, attempt: u32, result: &Result<Reply, Failure>, wait: Duration) {
         let words = match result {
-            Ok(reply) if attempt == 0 => self.words(call, reply),
-            _ => String::new(),
+            Ok(reply) if attempt == 0 => &reply.words,
+            _ => "",
         };
-        let summary = self.summarize(call, result);
+        let summary = summarize(call, result);
         self.log(&format!("{summary}{words}, trying again in {wait:?}"));
     }
 
     /// Logs the status of a call that failed for good, and returns the error.
-    fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: NotDone) -> Error {
-        let state = match (signal::state(), &not_done) {
+    fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: &NotDone) -> Error {
+        let state = match (signal::state(), not_done) {
             // A refusal by now, or of the PATCH, proves that the secret is unchanged.
             (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };
-        let summary = self.summarize(call, result);
+        let summary = summarize(call, result);
         let Ok(reply) = result else {
             return Error::new(state, summary);
         };
         self.log(&summary);
-        let cause = match &not_done {
-            NotDone::Busy => None,
-            NotDone::Unclear(cause) | NotDone::Refused(cause) => cause.as_deref(),
-        };
         let (portal, name) = (&self.options.url.shown, call.name());
-        let answer = self.answer(call, reply, cause);
+        let answer = reply.answer(not_done.cause());
         let mut what = format!("{portal} answered {name} with {answer}");
-        if reply.status >= 300
+        if let Some(why) = &self.why_unsigned
             && call.is_signed()
-            && let Some(why) = &self.why_unsigned
-            // Not if the same cause is already in the line.
-            && !cause.is_some_and(|cause| why.ends_with(cause))
+            && reply.status >= 300
         {
             what += &format!(", and [GET token] issued no signature ({why})");
         }
         Error::new(state, what)
     }
 
-    fn send(&self, call: Call) -> Result<Reply, Failure> {
-        signal::doing(format!("during {} at {}", call.name(), self.peer()));
-        self.http.send(call)
-    }
-
-    /// Returns the portal's host, and the proxy on the way to it.
-    fn peer(&self) -> String {
-        let host = &self.options.url.host;
-        match &self.options.proxy {
-            Some(Proxy {
-                address, variable, ..
-            }) => {
-                format!("{host} through the proxy {address} from {variable}")
-            }
-            None => host.clone(),
-        }
-    }
-
-    /// Says what the result of a call was, for the log.
-    fn summarize(&self, call: Call, result: &Result<Reply, Failure>) -> String {
-        let (peer, name) = (self.peer(), call.name());
-        let failure = match result {
-            Ok(reply) => return format!("{name} Status: {}", reply.status),
-            Err(failure) => failure,
-        };
-        let why = self.redact_known(&failure.why);
-        if failure.may_have_been_sent {
-            return format!("{peer} gave no valid answer to {name}: {why}");
-        }
-        format!(
-            "{peer}{} could not be reached for {name}: {why}",
-            failure.tried
-        )
-    }
-
-    /// Says what a reply was, as in `status 403 (Forbidden): the portal is being restored`.
-    fn answer(&self, call: Call, reply: &Reply, cause: Option<&str>) -> String {
-        let answer = format!("status {}{}", reply.status, self.words(call, reply));
-        match cause {
-            Some(cause) => format!("{answer}: {}", self.redact_known(cause)),
-            None => answer,
-        }
-    }
-
-    /// Returns the server's words, as in ` (Forbidden: Access denied)`.
-    fn words(&self, call: Call, reply: &Reply) -> String {
-        let mut words = vec![];
-        for text in server_words(reply) {
-            words.push(self.redact(call, &text));
-        }
-        if words.is_empty() {
-            return String::new();
-        }
-        format!(" ({})", shorten(words.join(": ")))
-    }
-
-    /// Makes a server's text fit for the log.
-    fn redact(&self, call: Call, text: &str) -> String {
-        if call.returns_secret() && looks_like_secret(text, &self.options.client) {
-            return HIDDEN.to_owned();
-        }
-        self.redact_known(text)
-    }
-
-    /// Does the same for a text that can contain only secrets that the run knows.
-    fn redact_known(&self, text: &str) -> String {
-        let mut secrets = vec![&self.options.key];
-        secrets.extend(&self.http.signature);
-        secrets.extend(self.http.new_secret.iter().map(|new| &new.secret));
-        redact(text, &secrets)
-    }
-
     fn log(&self, line: &str) {
         if !self.options.quiet {
             log(line);
         }
+    }
+}
+
+/// Says what the result of a call was, for the log.
+fn summarize(call: Call, result: &Result<Reply, Failure>) -> String {
+    match result {
+        Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
+        Err(failure) => failure.what.clone(),
     }
 }

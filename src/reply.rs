@@ -28,6 +28,8 @@ pub struct Reply {
     pub body: String,
     /// Why the end of the body is missing.
     pub truncated: Option<String>,
+    /// What the server says, fit for the log, as in ` (Forbidden)`.
+    pub words: String,
     /// Whether the request had a signature, and whether its key is an API key.
     pub has_signature: bool,
     pub has_api_key: bool,
@@ -45,6 +47,15 @@ pub enum NotDone {
 }
 
 use NotDone::{Busy, Refused, Unclear};
+
+impl NotDone {
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Busy => None,
+            Unclear(cause) | Refused(cause) => cause.as_deref(),
+        }
+    }
+}
 
 fn refused<T>(cause: &str) -> Result<T, NotDone> {
     Err(Refused(Some(cause.to_owned())))
@@ -102,6 +113,15 @@ impl Reply {
         trim(&self.body)
     }
 
+    /// Says what the reply was, as in `status 403 (Forbidden): the portal is being restored`.
+    pub fn answer(&self, cause: Option<&str>) -> String {
+        let answer = format!("status {}{}", self.status, self.words);
+        match cause {
+            Some(cause) => format!("{answer}: {cause}"),
+            None => answer,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.text().is_empty() && self.truncated.is_none()
     }
@@ -119,47 +139,44 @@ impl Reply {
         }
     }
 
-    /// Returns true if the end of the JSON is missing. JSON says itself whether it is complete, so
-    /// it does not matter how the body ended.
-    fn has_incomplete_json(&self) -> bool {
-        if self.body.len() > MAX_BODY {
-            return false;
-        }
-        match self.json() {
-            Ok(_) => false,
-            Err(error) => self.truncated.is_some() || (error.is_eof() && !self.text().is_empty()),
+    /// Returns what the portal API wraps in `response`, or null.
+    fn response(&self) -> Value {
+        let json = self.json().unwrap_or_default();
+        match self.status {
+            200 => json["response"].clone(),
+            _ => Value::Null,
         }
     }
 
-    /// Says why the end of the JSON is missing.
-    fn missing_end(&self) -> String {
+    /// Says why the end of the JSON is missing, if it is. JSON says itself whether it is complete, so
+    /// it does not matter how the body ended.
+    fn missing_end(&self) -> Option<String> {
+        let error = self.json().err()?;
         match &self.truncated {
-            Some(why) => format!("the reply is incomplete: {why}"),
-            None => "truncated JSON".to_owned(),
+            Some(why) => Some(format!("the reply is incomplete: {why}")),
+            None if error.is_eof() && !self.is_empty() => Some("truncated JSON".to_owned()),
+            None => None,
         }
     }
 }
 
-/// Reads a reply to the sign-in, `{"response": "<jwt>"}`. The inner error says why it has no signature.
+/// Reads a reply to the sign-in, `{"response": "<jwt>"}`. The inner error says what came in its place.
 /// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
-pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, Option<String>>, NotDone> {
+pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotDone> {
     let cause = sign_in_cause(reply);
     let would_lose_secret = mode != Mode::Revoke && reply.would_compress_secret();
     if reply.status == 401 || would_lose_secret {
         return Err(Refused(cause));
     }
-    if reply.status == 200 && reply.has_incomplete_json() && reply.compression().is_none() {
-        return Err(Unclear(Some(reply.missing_end())));
+    let is_definite = reply.status != 200 || cause.is_some() || reply.body.len() > MAX_BODY;
+    match reply.missing_end() {
+        Some(why) if !is_definite => Err(Unclear(Some(why))),
+        _ => {
+            let response = reply.response();
+            let signature = response.as_str().and_then(Secret::signature);
+            Ok(signature.ok_or_else(|| reply.answer(cause.as_deref())))
+        }
     }
-    Ok(signature(reply).ok_or(cause))
-}
-
-fn signature(reply: &Reply) -> Option<Secret> {
-    if reply.status != 200 {
-        return None;
-    }
-    let json = reply.json().ok()?;
-    Secret::signature(json["response"].as_str()?)
 }
 
 /// Reads a reply to the HEAD that only waits. Accepts any, except a web page with 2xx, and one from a
@@ -202,9 +219,9 @@ fn what_came_instead(reply: &Reply, why: &str) -> String {
     if reply.is_empty() {
         return "the reply has no body".to_owned();
     }
-    match reply.general_cause() {
-        Some(cause) if !reply.text().is_empty() => cause,
-        _ if reply.truncated.is_some() => reply.missing_end(),
+    match (reply.general_cause(), reply.missing_end()) {
+        (Some(cause), _) if !reply.text().is_empty() => cause,
+        (_, Some(cause)) => cause,
         _ => why.to_owned(),
     }
 }
@@ -249,25 +266,20 @@ pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
 /// was accepted; `active` is about the token, which is made up. A 401 does not prove that it is dead: it
 /// also comes from a cache (read in DocSpace's source).
 pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
-    const NO_REPLY: &str = "not an introspection response";
     let json = reply.json().unwrap_or_default();
-    match reply.status {
-        200 if json["active"].is_boolean() => Ok(true),
-        401 if json["error"] == "invalid_client" => Ok(false),
-        200 | 401 if reply.has_incomplete_json() && reply.general_cause().is_none() => {
-            Err(Unclear(Some(reply.missing_end())))
-        }
-        _ => refused(reply.general_cause().as_deref().unwrap_or(NO_REPLY)),
+    match (reply.status, reply.general_cause(), reply.missing_end()) {
+        (200, ..) if json["active"].is_boolean() => Ok(true),
+        (401, ..) if json["error"] == "invalid_client" => Ok(false),
+        (_, Some(cause), _) => refused(&cause),
+        (200 | 401, _, Some(why)) => Err(Unclear(Some(why))),
+        _ => refused("not an introspection response"),
     }
 }
 
 /// Finds the date on which the key expires, as `YYYY-MM-DD`.
 pub fn expiry(reply: &Reply) -> Option<String> {
-    if reply.status != 200 {
-        return None;
-    }
-    let json = reply.json().ok()?;
-    let date = json["response"]["expiresAt"].as_str()?.get(..10)?;
+    let response = reply.response();
+    let date = response["expiresAt"].as_str()?.get(..10)?;
     if !date.chars().all(|c| c.is_ascii_digit() || c == '-') {
         return None;
     }
@@ -347,8 +359,7 @@ mod tests {
                 let failure = Failure {
                     may_have_been_sent,
                     is_final,
-                    why: String::new(),
-                    tried: String::new(),
+                    what: String::new(),
                 };
                 assert_eq!(kind_of(call, Err(failure)), expected, "{call:?}");
             }
