@@ -97,10 +97,8 @@ impl Connection {
             return String::new();
         }
         let addresses = mem::take(&mut inner.addresses);
-        let mut shown: Vec<String> = vec![];
-        for address in addresses.iter().take(MAX_SHOWN) {
-            shown.push(address.ip().to_string());
-        }
+        let first = addresses.iter().take(MAX_SHOWN);
+        let shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
         if shown.is_empty() || shown == [inner.host.as_str()] {
             return String::new();
         }

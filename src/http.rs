@@ -11,6 +11,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Body, Error};
 
+use crate::address::Proxy;
 use crate::call::Call;
 use crate::connection::{self, Connection};
 use crate::error::State;
@@ -38,6 +39,8 @@ const SHORT_BODY: usize = 4096;
 
 pub struct Http<'a> {
     options: &'a Options,
+    /// The portal's host, and the proxy on the way to it, for messages.
+    peer: String,
     agent: Agent,
     connection: Connection,
     pub signature: Option<Secret>,
@@ -77,6 +80,7 @@ impl Http<'_> {
         let agent = Agent::with_parts(config, connector, connection.clone());
         Http {
             options,
+            peer: peer(options),
             agent,
             connection,
             signature: None,
@@ -86,7 +90,7 @@ impl Http<'_> {
 
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
-        let (name, peer) = (call.name(), self.peer());
+        let (name, peer) = (call.name(), &self.peer);
         signal::doing(format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
             let sent = self.connection.has_sent();
@@ -100,18 +104,6 @@ impl Http<'_> {
             };
             failure
         })
-    }
-
-    /// Returns the portal's host, and the proxy on the way to it.
-    fn peer(&self) -> String {
-        let host = &self.options.url.host;
-        match &self.options.proxy {
-            Some(proxy) => {
-                let (address, variable) = (&proxy.address, proxy.variable);
-                format!("{host} through the proxy {address} from {variable}")
-            }
-            None => host.clone(),
-        }
     }
 
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
@@ -176,12 +168,25 @@ impl Http<'_> {
 
     /// Sends a request, and returns the reply with its body still to come.
     fn run(&self, call: Call) -> Result<Response<Body>, Error> {
-        let Options { url, client, .. } = self.options;
+        let Options {
+            url, client, key, ..
+        } = self.options;
         let url = format!("{}{}", url.text, call.path(client));
         if let (Call::Introspect, Some(new)) = (call, &self.new_secret) {
-            return self.introspect(url, &new.secret);
+            // The new secret alone authenticates this request. The token can be any text.
+            return self.agent.post(url).send_form([
+                ("client_id", client.as_str()),
+                ("client_secret", new.secret.expose()),
+                ("token", "docspace-rotate"),
+            ]);
         }
-        let request = self.request(call, url);
+        let mut request = http::Request::builder().method(call.method()).uri(url);
+        request = request.header("authorization", format!("Bearer {}", key.expose()));
+        if let Some(signature) = &self.signature
+            && call.is_signed()
+        {
+            request = request.header("x-signature", signature.expose());
+        }
         if call == Call::Regenerate {
             // Once sent, it is repeated only after a 429. So it gets a fresh connection, because a kept
             // one may already be closing, and no time limit, because giving up gains nothing. The empty
@@ -193,27 +198,6 @@ impl Http<'_> {
         // No settings of its own: ureq keeps TLS sessions only for such requests, and the PATCH
         // resumes one.
         self.agent.run(request.body(())?)
-    }
-
-    fn request(&self, call: Call, url: String) -> http::request::Builder {
-        let mut request = http::Request::builder().method(call.method()).uri(url);
-        let key = self.options.key.expose();
-        request = request.header("authorization", format!("Bearer {key}"));
-        if call.is_signed()
-            && let Some(signature) = &self.signature
-        {
-            request = request.header("x-signature", signature.expose());
-        }
-        request
-    }
-
-    /// Asks about the new secret, which alone authenticates the request. The token can be any text.
-    fn introspect(&self, url: String, secret: &Secret) -> Result<Response<Body>, Error> {
-        self.agent.post(url).send_form([
-            ("client_id", self.options.client.as_str()),
-            ("client_secret", secret.expose()),
-            ("token", "docspace-rotate"),
-        ])
     }
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
@@ -240,6 +224,18 @@ impl Http<'_> {
                 brings_secret = false;
             }
         }
+    }
+}
+
+fn peer(options: &Options) -> String {
+    let host = &options.url.host;
+    match &options.proxy {
+        Some(Proxy {
+            address, variable, ..
+        }) => {
+            format!("{host} through the proxy {address} from {variable}")
+        }
+        None => host.clone(),
     }
 }
 
