@@ -120,10 +120,10 @@ impl Http<'_> {
         }
         let (body, truncated) = self.read_body(body, brings_secret);
         let header = |name| joined(&parts.headers, name);
-        let redirect = self
-            .options
-            .url
-            .redirect(&header("location"), &self.options.client);
+        let Options {
+            url, client, key, ..
+        } = self.options;
+        let redirect = url.redirect(&header("location"), client);
         let mut reply = Reply {
             status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
@@ -135,7 +135,7 @@ impl Http<'_> {
             truncated,
             words: String::new(),
             has_signature: self.signature.is_some(),
-            has_api_key: self.options.key.is_api_key(),
+            has_api_key: key.is_api_key(),
         };
         reply.words = self.words(call, &reply);
         Ok(reply)

@@ -47,8 +47,7 @@ impl<'a> Portal<'a> {
     /// Waits out an outage. Nearly any definite answer will do: if the id or the role is wrong, the
     /// PATCH says why.
     pub fn wait_until_ready(&self) -> Result<(), Error> {
-        self.call(Call::Probe, reply::ready)?;
-        Ok(())
+        self.call(Call::Probe, reply::ready)
     }
 
     /// Checks that the client exists, and says when the key expires.
@@ -147,8 +146,8 @@ impl<'a> Portal<'a> {
             let wait = reply::wait(attempt, &result);
             if wait >= signal::time_left() {
                 let mut error = self.error(call, &result, &not_done);
-                let note = format!("the next attempt in {wait:?} would exceed the time limit");
-                error.what += &format!(", and {note}");
+                error.what +=
+                    &format!(", and the next attempt in {wait:?} would exceed the time limit");
                 return Err(error);
             }
             self.log_retry(call, attempt, &result, wait);

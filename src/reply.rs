@@ -75,10 +75,6 @@ pub fn evaluate<T>(
         Ok(reply) => reply,
         Err(failure) => return Err(without_reply(call, failure)),
     };
-    if call == Call::Regenerate && !reply.is_success() && find_secret(&reply.body).is_ok() {
-        // It may be the old secret or the new one.
-        return unclear("the reply contains a client_secret all the same");
-    }
     match reply.status {
         429 => Err(Busy),
         // A PATCH that got an answer is sent again only after a 429.
@@ -168,15 +164,16 @@ pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotD
     if reply.status == 401 || would_lose_secret {
         return Err(Refused(cause));
     }
-    let is_definite = reply.status != 200 || cause.is_some() || reply.body.len() > MAX_BODY;
-    match reply.missing_end() {
-        Some(why) if !is_definite => Err(Unclear(Some(why))),
-        _ => {
-            let response = reply.response();
-            let signature = response.as_str().and_then(Secret::signature);
-            Ok(signature.ok_or_else(|| reply.answer(cause.as_deref())))
-        }
+    if let Some(why) = reply.missing_end()
+        && reply.status == 200
+        && cause.is_none()
+        && reply.body.len() <= MAX_BODY
+    {
+        return Err(Unclear(Some(why)));
     }
+    let response = reply.response();
+    let signature = response.as_str().and_then(Secret::signature);
+    Ok(signature.ok_or_else(|| reply.answer(cause.as_deref())))
 }
 
 /// Reads a reply to the HEAD that only waits. Accepts any, except a web page with 2xx, and one from a
@@ -205,6 +202,8 @@ pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
     match (reply.status, find_secret(&reply.body)) {
         (200..300, Ok(new)) => Ok(new),
         (200..300, Err(why)) => unclear(&what_came_instead(reply, why)),
+        // It may be the old secret or the new one.
+        (_, Ok(_)) => unclear("the reply contains a client_secret all the same"),
         // 303 may end a request that was carried out (RFC 9110, section 15.4.4), and 501 is a failure
         // of the server, as any 5xx.
         (303 | 501, _) => Err(Unclear(reply.general_cause())),
@@ -213,17 +212,14 @@ pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
 }
 
 fn what_came_instead(reply: &Reply, why: &str) -> String {
-    if why == NO_SECRET {
-        return why.to_owned();
+    // Type and encoding explain only a body that has come and is not JSON.
+    if why != NO_SECRET
+        && !reply.text().is_empty()
+        && let Some(cause) = reply.general_cause()
+    {
+        return cause;
     }
-    if reply.is_empty() {
-        return "the reply has no body".to_owned();
-    }
-    match (reply.general_cause(), reply.missing_end()) {
-        (Some(cause), _) if !reply.text().is_empty() => cause,
-        (_, Some(cause)) => cause,
-        _ => why.to_owned(),
-    }
+    reply.missing_end().unwrap_or(why.to_owned())
 }
 
 /// Removes whitespace and byte order marks, with which some servers begin a body.
@@ -238,8 +234,9 @@ const NO_SECRET: &str = "no valid client_secret in the reply";
 pub fn find_secret(body: &str) -> Result<NewSecret, &'static str> {
     let json: Value = match Deserializer::from_str(trim(body)).into_iter().next() {
         Some(Ok(json)) => json,
-        Some(Err(error)) if !error.is_eof() => return Err("not JSON"),
-        _ => return Err("truncated JSON"),
+        Some(Err(error)) if error.is_eof() => return Err("truncated JSON"),
+        Some(Err(_)) => return Err("not JSON"),
+        None => return Err("the reply has no body"),
     };
     let nested = secret_in(&json["response"]);
     nested.or_else(|| secret_in(&json)).ok_or(NO_SECRET)

@@ -1445,12 +1445,6 @@ fn lost_secrets() -> Vec<Lost> {
             ..Lost::default()
         },
         Lost {
-            name: "429 with a secret",
-            reply: with_status("429 ", &recorded("patch-200")),
-            said: format!("429: {ALL_THE_SAME}"),
-            ..Lost::default()
-        },
-        Lost {
             name: "501, a page",
             reply: html("501 ", page),
             said: format!("501 (Sign in): {WEB_PAGE}"),
