@@ -93,9 +93,6 @@ impl Connection {
     /// host may have moved.
     pub fn take_addresses(&self) -> String {
         let mut inner = self.lock();
-        if inner.sent {
-            return String::new();
-        }
         let addresses = mem::take(&mut inner.addresses);
         let first = addresses.iter().take(MAX_SHOWN);
         let shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();

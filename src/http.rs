@@ -94,12 +94,12 @@ impl Http<'_> {
         signal::doing(format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
             let sent = self.connection.has_sent();
-            let tried = self.connection.take_addresses();
             let mut failure = Failure::new(&error, self.options, sent);
             let why = self.redact(&failure.what);
             failure.what = if sent {
                 format!("{peer} gave no valid answer to {name}: {why}")
             } else {
+                let tried = self.connection.take_addresses();
                 format!("{peer}{tried} could not be reached for {name}: {why}")
             };
             failure
