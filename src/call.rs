@@ -1,4 +1,15 @@
-//! The kinds of calls. What they send is in `http.rs`, what their replies mean in `reply.rs`.
+//! The calls, and when one is repeated. What they send is in `http.rs`, what their replies mean in
+//! `reply.rs`.
+//!
+//! ```text
+//! what happened                                                    NotDone   repeated
+//! no connection, or no finished TLS handshake; 429                 Busy      yes
+//! no valid reply; 408, 425, 500, 502 and above; a truncated reply  Unclear   yes, but not the PATCH
+//! to the PATCH also: success without a secret, 303, 501            Unclear   no
+//! any other reply that is not success; TLS failed for good         Refused   no
+//! ```
+//!
+//! No attempt begins after the time limit.
 //!
 //! The PATCH is special:
 //! - It is repeated only if it did nothing (`portal.rs`).
@@ -71,5 +82,33 @@ impl Call {
     /// in place of a reply: TLS 1.3 reports a missing client certificate only after the handshake.
     pub fn is_preparation(self) -> bool {
         matches!(self, Call::SignIn | Call::Probe)
+    }
+}
+
+/// Why a call is not known to be done, with the cause where a reply proves one.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// Nothing was done, and the next attempt may succeed.
+    Busy,
+    /// It may have been done.
+    Unclear(Option<String>),
+    /// Nothing was done, and the same call would be refused again.
+    Refused(Option<String>),
+}
+
+impl NotDone {
+    pub fn may_repeat(&self, call: Call) -> bool {
+        match self {
+            NotDone::Busy => true,
+            NotDone::Unclear(_) => call.is_idempotent(),
+            NotDone::Refused(_) => false,
+        }
+    }
+
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            NotDone::Busy => None,
+            NotDone::Unclear(cause) | NotDone::Refused(cause) => cause.as_deref(),
+        }
     }
 }

@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::call::Call;
+use crate::call::{Call, NotDone};
 use crate::error::{Error, State, log};
 use crate::failure::Failure;
 use crate::http::Http;
-use crate::reply::{self, NotDone, Reply};
+use crate::reply::{self, Reply};
 use crate::secret::NewSecret;
 use crate::settings::Options;
 use crate::signal;
@@ -135,12 +135,7 @@ impl<'a> Portal<'a> {
                 // It did nothing, so a deferred signal ends the run here.
                 signal::enter(State::Unchanged);
             }
-            let may_repeat = match not_done {
-                NotDone::Busy => true,
-                NotDone::Unclear(_) => call.is_idempotent(),
-                NotDone::Refused(_) => false,
-            };
-            if !may_repeat {
+            if !not_done.may_repeat(call) {
                 return Err(self.error(call, &result, &not_done));
             }
             let wait = reply::wait(attempt, &result);

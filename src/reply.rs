@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Deserializer, Value};
 
 use crate::call::Call;
+use crate::call::NotDone::{self, Busy, Refused, Unclear};
 use crate::cause::{WEB_PAGE, refusal_cause, sign_in_cause};
 use crate::cli::Mode;
 use crate::failure::Failure;
@@ -33,28 +34,6 @@ pub struct Reply {
     /// Whether the request had a signature, and whether its key is an API key.
     pub has_signature: bool,
     pub has_api_key: bool,
-}
-
-/// Why a call is not known to be done, with the cause where a reply proves one.
-#[derive(Debug, PartialEq, Eq)]
-pub enum NotDone {
-    /// Nothing was done: any call may be sent again.
-    Busy,
-    /// It may have been done: only an idempotent call may be sent again.
-    Unclear(Option<String>),
-    /// Nothing was done, and the same call would be refused again.
-    Refused(Option<String>),
-}
-
-use NotDone::{Busy, Refused, Unclear};
-
-impl NotDone {
-    pub fn cause(&self) -> Option<&str> {
-        match self {
-            Busy => None,
-            Unclear(cause) | Refused(cause) => cause.as_deref(),
-        }
-    }
 }
 
 fn refused<T>(cause: &str) -> Result<T, NotDone> {
