@@ -23,12 +23,6 @@ use crate::signal;
 /// The time limit to connect.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// ureq has room for no more addresses.
-const MAX_ADDRESSES: usize = 16;
-
-/// How many addresses a message shows.
-const MAX_SHOWN: usize = 3;
-
 #[derive(Debug, Clone)]
 pub struct Connection(Arc<Mutex<Inner>>);
 
@@ -94,7 +88,7 @@ impl Connection {
     pub fn take_addresses(&self) -> String {
         let mut inner = self.lock();
         let addresses = mem::take(&mut inner.addresses);
-        let first = addresses.iter().take(MAX_SHOWN);
+        let first = addresses.iter().take(3);
         let shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
         if shown.is_empty() || shown == [inner.host.as_str()] {
             return String::new();
@@ -117,9 +111,8 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
     // A black-holed IPv6 address is common in containers and CI runners, and uses up the time to
     // connect. Where there is no IPv4, it fails at once. So IPv4 comes first.
-    let found = (host, port).to_socket_addrs()?;
-    let (mut addresses, ipv6): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv4);
-    addresses.extend(ipv6);
+    let mut addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
     Ok(addresses)
 }
 
@@ -127,7 +120,8 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 impl Resolver for Connection {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
-        for address in self.lock().addresses.iter().take(MAX_ADDRESSES) {
+        // It has room for 16.
+        for address in self.lock().addresses.iter().take(16) {
             addresses.push(*address);
         }
         Ok(addresses)

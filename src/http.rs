@@ -109,10 +109,8 @@ impl Http<'_> {
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
         let response = self.run(call)?;
-        if call == Call::Regenerate {
-            // The secret is on its way.
-            signal::grant_time();
-        }
+        // The secret may be on its way.
+        signal::grant_time();
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
         if !brings_secret {
@@ -143,14 +141,14 @@ impl Http<'_> {
 
     /// Returns what a reply says, as in ` (Forbidden: Access denied)`.
     fn words(&self, call: Call, reply: &Reply) -> String {
-        let mut words = vec![];
-        for text in server_words(reply) {
-            let is_secret = call.returns_secret() && looks_like_secret(&text, &self.options.client);
-            words.push(if is_secret {
+        let mut words = server_words(reply);
+        for text in &mut words {
+            let is_secret = call.returns_secret() && looks_like_secret(text, &self.options.client);
+            *text = if is_secret {
                 HIDDEN.to_owned()
             } else {
-                self.redact(&text)
-            });
+                self.redact(text)
+            };
         }
         if words.is_empty() {
             return String::new();
@@ -205,15 +203,13 @@ impl Http<'_> {
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
         let mut byte = [0];
-        loop {
+        let truncated = loop {
             // One by one, because ureq drops what it has read when it meets something malformed.
             match reader.read(&mut byte) {
-                Ok(0) if bytes.len() > MAX_BODY => {
-                    return (text(&bytes), Some("it is too large".to_owned()));
-                }
-                Ok(0) => return (text(&bytes), None),
+                Ok(0) if bytes.len() > MAX_BODY => break Some("it is too large".to_owned()),
+                Ok(0) => break None,
                 Ok(_) => bytes.extend(byte),
-                Err(error) => return (text(&bytes), Some(failure::body_message(error))),
+                Err(error) => break Some(failure::body_message(error)),
             }
             let is_short = bytes.len() <= SHORT_BODY;
             if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_ok() {
@@ -223,7 +219,8 @@ impl Http<'_> {
                 self.connection.limit_rest(END_OF_BODY);
                 brings_secret = false;
             }
-        }
+        };
+        (text(&bytes), truncated)
     }
 }
 
@@ -248,10 +245,8 @@ fn roots(options: &Options) -> RootCerts {
 
 /// Returns a header field, which may come in several lines (RFC 9110, section 5.3).
 fn joined(headers: &HeaderMap, name: &str) -> String {
-    let mut values = vec![];
-    for value in headers.get_all(name) {
-        values.push(text(value.as_bytes()));
-    }
+    let lines = headers.get_all(name).iter();
+    let values: Vec<String> = lines.map(|value| text(value.as_bytes())).collect();
     values.join(", ")
 }
 

@@ -52,25 +52,21 @@ pub fn evaluate<T>(
 ) -> Result<T, NotDone> {
     let reply = match result {
         Ok(reply) => reply,
-        Err(failure) => return Err(without_reply(call, failure)),
+        Err(failure)
+            if failure.is_final && (!failure.may_have_been_sent || call.is_preparation()) =>
+        {
+            return Err(Refused(None));
+        }
+        Err(failure) if failure.may_have_been_sent => return Err(Unclear(None)),
+        Err(_) => return Err(Busy),
     };
     match reply.status {
         429 => Err(Busy),
         // A PATCH that got an answer is sent again only after a 429.
         425 if call.is_idempotent() => Err(Unclear(None)),
-        100..200 => unclear("not a final reply"),
-        ..100 | 408 | 500 | 502.. => Err(Unclear(None)),
+        ..200 => unclear("not a final reply"),
+        408 | 500 | 502.. => Err(Unclear(None)),
         _ => read(reply),
-    }
-}
-
-fn without_reply(call: Call, failure: &Failure) -> NotDone {
-    if failure.is_final && (!failure.may_have_been_sent || call.is_preparation()) {
-        Refused(None)
-    } else if failure.may_have_been_sent {
-        Unclear(None)
-    } else {
-        Busy
     }
 }
 
