@@ -89,15 +89,14 @@ impl Connection {
         let mut inner = self.lock();
         let addresses = mem::take(&mut inner.addresses);
         let first = addresses.iter().take(3);
-        let shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
+        let mut shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
         if shown.is_empty() || shown == [inner.host.as_str()] {
             return String::new();
         }
-        let more = match addresses.len() - shown.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        format!(" ({}{more})", shown.join(", "))
+        if addresses.len() > 3 {
+            shown.push(format!("and {} more", addresses.len() - 3));
+        }
+        format!(" ({})", shown.join(", "))
     }
 }
 

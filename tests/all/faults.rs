@@ -103,7 +103,11 @@ fn a_host_whose_address_fails_is_resolved_again() {
         );
     }
     let (folder, portal) = (Folder::new(), MockPortal::new(good_run()));
-    let hosts = folder.file("hosts", "127.0.0.9 portal.invalid\n");
+    let mut lines = String::new();
+    for last in 5..10 {
+        lines += &format!("127.0.0.{last} portal.invalid\n");
+    }
+    let hosts = folder.file("hosts", &lines);
     let mut unshare = command("unshare");
     unshare
         .args(namespace)
@@ -120,6 +124,8 @@ fn a_host_whose_address_fails_is_resolved_again() {
         format!("http://portal.invalid:{}", portal.at.port()),
     );
     let mut child = start(&mut unshare);
+    let tried = "portal.invalid (127.0.0.5, 127.0.0.6, 127.0.0.7, and 2 more) could not be reached";
+    read_until(&mut child, tried);
     read_until(&mut child, "Connection refused, trying again in 1s\n");
     fs::write(hosts, "127.0.0.1 portal.invalid\n").unwrap();
     finish(&unshare, child).assert_run(0, &secret_line(), &GOOD_RUN_LOG);
