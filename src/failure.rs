@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use ureq::{Error, ProxyProtocol, Timeout};
+use ureq::{Error, Timeout};
 
 use crate::connection;
 use crate::error::io_message;
@@ -22,7 +22,7 @@ impl Failure {
         let (is_final, why) = if let Some(text) = tls_text(error) {
             // A load balancer sends this alert while it starts.
             let is_final = !text.ends_with("alert: InternalError");
-            let why = tls_message(&text, tls_peer(options), options.ca_file.as_ref());
+            let why = tls_message(&text, options.ca_file.as_ref());
             (is_final, why)
         } else if let Some(status) = proxy_status(error) {
             let is_final = (300..500).contains(&status) && status != 408 && status != 429;
@@ -98,7 +98,7 @@ fn message(error: &Error) -> String {
 }
 
 /// How rustls's texts begin, and what they mean. The later parts of a text may quote the server.
-const TLS_WORDS: [(&str, &str); 15] = [
+const TLS_WORDS: [(&str, &str); 16] = [
     (
         "invalid peer certificate: certificate expired",
         "the server's certificate or its intermediate has expired (check this machine's clock, too)",
@@ -151,6 +151,10 @@ const TLS_WORDS: [(&str, &str); 15] = [
         "received corrupt message of type InvalidContentType",
         "the server does not speak TLS on this port",
     ),
+    (
+        "received fatal alert: InternalError",
+        "the server has no certificate for this name, or is failing (alert InternalError)",
+    ),
     // The texts of ureq, and of its SOCKS connector.
     (
         "Rustls invalid dns name",
@@ -159,47 +163,31 @@ const TLS_WORDS: [(&str, &str); 15] = [
     ("invalid re", "the proxy does not speak SOCKS"),
 ];
 
-/// Says whose handshake failed. ureq does not tell that of an https proxy from the server's.
-fn tls_peer(options: &Options) -> &'static str {
-    match &options.proxy {
-        Some(proxy) if proxy.inner.protocol() == ProxyProtocol::Https => "the proxy or the server",
-        _ => "the server",
-    }
-}
-
-fn tls_message(text: &str, server: &str, ca_file: Option<&CaFile>) -> String {
-    for unknown_ca in ["UnknownIssuer", "BadSignature"] {
-        if text.starts_with(&format!("invalid peer certificate: {unknown_ca}")) {
-            return unknown_ca_message(server, ca_file);
-        }
+fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
+    // A signature does not fit (BadSignature) if another CA has the same name.
+    if text.starts_with("invalid peer certificate: UnknownIssuer")
+        || text.starts_with("invalid peer certificate: BadSignature")
+    {
+        return match ca_file {
+            Some(file) => format!(
+                "no CA in {} issued the server's certificate, \
+                 or the server does not send its intermediate certificate",
+                file.name
+            ),
+            None => "no built-in CA issued the server's certificate, \
+                     or the server does not send its intermediate certificate \
+                     (private CA: see --cacert)"
+                .to_owned(),
+        };
     }
     for (start, meaning) in TLS_WORDS {
         if text.starts_with(start) {
-            return meaning.replace("the server", server);
+            return meaning.to_owned();
         }
     }
     match text.strip_prefix("received fatal alert: ") {
-        Some("InternalError") => {
-            format!(
-                "{server} has no certificate for this name, or is failing (alert InternalError)"
-            )
-        }
-        Some(alert) => format!("{server} ended the handshake (alert {alert})"),
+        Some(alert) => format!("the server ended the handshake (alert {alert})"),
         None => "TLS failed".to_owned(),
-    }
-}
-
-/// A signature does not fit (BadSignature) if another CA has the same name.
-fn unknown_ca_message(server: &str, ca_file: Option<&CaFile>) -> String {
-    let no_intermediate = format!("or {server} does not send its intermediate certificate");
-    match ca_file {
-        Some(CaFile { name, .. }) => {
-            format!("no CA in {name} issued {server}'s certificate, {no_intermediate}")
-        }
-        None => format!(
-            "no built-in CA issued {server}'s certificate, {no_intermediate} \
-             (private CA: see --cacert)"
-        ),
     }
 }
 
@@ -266,17 +254,16 @@ mod tests {
             ("invalid response version", "does not speak SOCKS"),
             ("cannot decrypt peer's message", "TLS failed"),
         ] {
-            let found = tls_message(text, "the server", None);
+            let found = tls_message(text, None);
             assert!(found.contains(expected), "{text}: {found}");
         }
         let file = CaFile {
             name: "the server.pem (from x)".to_owned(),
             certificates: vec![],
         };
-        let server = "the proxy or the server";
         let text = "invalid peer certificate: UnknownIssuer";
-        let found = tls_message(text, server, Some(&file));
-        let expected = "no CA in the server.pem (from x) issued the proxy or the server's ";
+        let found = tls_message(text, Some(&file));
+        let expected = "no CA in the server.pem (from x) issued the server's ";
         assert!(found.starts_with(expected), "{found}");
     }
 }

@@ -94,7 +94,7 @@ fn a_connect_proxy_gets_the_name_and_the_credentials_but_not_the_key() {
 
 /// Both certificates are from the CA that is not trusted, so the proxy's fails first.
 #[test]
-fn a_certificate_behind_a_tls_proxy_is_not_blamed_on_the_portal_alone() {
+fn a_certificate_of_a_tls_proxy_is_checked_and_the_proxy_is_named() {
     let scene = Scene::new("https", Behavior::Forward, vec![]);
     let mut command = scene.rotate("HTTPS_PROXY", "");
     command
@@ -102,9 +102,11 @@ fn a_certificate_behind_a_tls_proxy_is_not_blamed_on_the_portal_alone() {
         .current_dir(scene.folder.as_ref());
     let (_folder, other, _) = authority();
     scene.folder.file("other.pem", &other.ca_pem);
-    let cause = "no CA in other.pem (from --cacert) issued the proxy or the server's certificate, \
-                 or the proxy or the server does not send its intermediate certificate; ";
-    run(&mut command).fails_with(3, cause);
+    let run = run(&mut command);
+    run.fails_with(3, "through the proxy ");
+    let cause = "no CA in other.pem (from --cacert) issued the server's certificate, \
+                 or the server does not send its intermediate certificate; ";
+    run.fails_with(3, cause);
 }
 
 #[test]
