@@ -32,9 +32,6 @@ impl Failure {
             };
             let why = format!("the proxy answered CONNECT with status {status}{next}");
             (is_final, why)
-        } else if options.proxy.is_some() && !may_have_been_sent {
-            let why = message(error).replace("the reply", "the proxy's reply");
-            (false, why)
         } else {
             (false, message(error))
         };
@@ -77,21 +74,8 @@ fn message(error: &Error) -> String {
             format!("no connection within {} s", connection::TIMEOUT.as_secs())
         }
         Error::Timeout(_) => "timed out waiting for a reply".to_owned(),
-        Error::Protocol(error) => {
-            // HTTP/2 cannot be told from garbage. ureq does not export the kinds of this error.
-            let text = error.to_string();
-            let why = if text.ends_with("too many headers") {
-                "the reply has too many header lines"
-            } else if text.contains("invalid header") {
-                "the reply has an invalid header line"
-            } else if text.starts_with("http parse fail") {
-                "the reply is not HTTP/1.1"
-            } else {
-                "the reply is not valid HTTP"
-            };
-            why.to_owned()
-        }
-        Error::LargeResponseHeader(..) => "the header of the reply is too large".to_owned(),
+        // HTTP/2 cannot be told from garbage.
+        Error::Protocol(_) => "the reply is not valid HTTP/1.1".to_owned(),
         Error::ConnectProxyFailed(_) => "the proxy gave no valid answer to CONNECT".to_owned(),
         error => error.to_string(),
     }

@@ -406,21 +406,16 @@ fn a_patch_is_sent_once_after_any_answer_without_a_usable_secret() {
 }
 
 #[test]
-fn an_answer_that_breaks_http_says_how() {
-    for (header, why) in [
-        ("X-A : b", "the reply has an invalid header line"),
-        ("X-A: b\r\n c", "the reply has an invalid header line"),
-        (
-            "Content-Length: 1\r\nContent-Length: 2",
-            "the reply is not valid HTTP",
-        ),
-        (
-            &"X: y\r\n".repeat(200),
-            "the reply has too many header lines",
-        ),
+fn an_answer_that_breaks_http_says_so() {
+    for header in [
+        "X-A : b",
+        "X-A: b\r\n c",
+        "Content-Length: 1\r\nContent-Length: 2",
+        &"X: y\r\n".repeat(200),
     ] {
         let bytes = response("200 ", header, "");
         let patch = expect_then("PATCH regenerate", [Action::Send(bytes), Action::Close]);
+        let why = "the reply is not valid HTTP/1.1";
         let error = format!("gave no valid answer to [PATCH regenerate]: {why}; ");
         run_script(ready([patch]), &[]).fails_with(7, &error);
     }
