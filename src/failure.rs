@@ -2,9 +2,8 @@
 
 use std::io::{self, ErrorKind};
 
-use ureq::{Error, Timeout};
+use ureq::Error;
 
-use crate::connection;
 use crate::error::io_message;
 use crate::settings::{CaFile, Options};
 
@@ -70,10 +69,7 @@ fn message(error: &Error) -> String {
         }
         Error::BodyStalled => "the connection was closed".to_owned(),
         Error::Io(error) => io_message(error),
-        Error::Timeout(Timeout::Connect) => {
-            format!("no connection within {} s", connection::TIMEOUT.as_secs())
-        }
-        Error::Timeout(_) => "timed out waiting for a reply".to_owned(),
+        Error::Timeout(_) => "timed out".to_owned(),
         // HTTP/2 cannot be told from garbage.
         Error::Protocol(_) => "the reply is not valid HTTP/1.1".to_owned(),
         Error::ConnectProxyFailed(_) => "the proxy gave no valid answer to CONNECT".to_owned(),
