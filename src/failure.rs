@@ -18,67 +18,72 @@ pub struct Failure {
 impl Failure {
     /// Explains an error.
     pub fn new(error: &Error, options: &Options, may_have_been_sent: bool) -> Failure {
-        let (is_final, why) = if let Some(text) = tls_text(error) {
-            // A load balancer sends this alert while it starts.
-            let is_final = !text.ends_with("alert: InternalError");
-            let why = tls_message(&text, options.ca_file.as_ref());
-            (is_final, why)
-        } else if let Some(status) = proxy_status(error) {
-            let is_final = (300..500).contains(&status) && status != 408 && status != 429;
-            let next = match status {
-                407 => ": it requires a user and a password",
-                _ => "",
-            };
-            let why = format!("the proxy answered CONNECT with status {status}{next}");
-            (is_final, why)
-        } else {
-            (false, message(error))
-        };
         Failure {
             may_have_been_sent,
-            is_final,
-            what: why,
+            is_final: is_final(error),
+            what: message(error, options.ca_file.as_ref()),
         }
     }
 }
 
-/// Returns rustls's text if it is a TLS error. rustls documents this kind of I/O error.
-/// ureq's SOCKS connector uses this kind, too.
-fn tls_text(error: &Error) -> Option<String> {
+fn is_final(error: &Error) -> bool {
     match error {
-        Error::Io(error) if error.kind() == ErrorKind::InvalidData => Some(error.to_string()),
-        Error::Rustls(error) => Some(error.to_string()),
-        Error::Tls(text) => Some((*text).to_owned()),
-        _ => None,
+        // A load balancer sends this alert while it starts.
+        Error::Io(error) => is_tls(error) && !error.to_string().ends_with("alert: InternalError"),
+        Error::Tls(_) => true,
+        Error::ConnectProxyFailed(text) => match proxy_status(text) {
+            None | Some("408" | "429") => false,
+            Some(status) => status.starts_with(['3', '4']),
+        },
+        _ => false,
     }
+}
+
+/// rustls documents this kind of I/O error. ureq's SOCKS connector uses it, too.
+fn is_tls(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::InvalidData
+}
+
+/// Returns the status with which a proxy answered CONNECT. ureq has it only in words: `proxy server
+/// responded 407/407`.
+fn proxy_status(text: &str) -> Option<&str> {
+    let (_, status) = text.rsplit_once('/')?;
+    Some(status)
 }
 
 /// Says why the end of a body is missing. The words of the handshake do not fit: it succeeded.
 pub fn body_message(error: io::Error) -> String {
-    match error.kind() {
-        ErrorKind::InvalidData => "TLS failed".to_owned(),
-        _ => message(&error.into()),
+    if is_tls(&error) {
+        return "TLS failed".to_owned();
     }
+    message(&error.into(), None)
 }
 
-/// Says in plain words what went wrong, if it is not a TLS error.
-fn message(error: &Error) -> String {
-    match error {
-        Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            "the connection was closed".to_owned()
-        }
-        Error::BodyStalled => "the connection was closed".to_owned(),
-        Error::Io(error) => io_message(error),
-        Error::Timeout(_) => "timed out".to_owned(),
+fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
+    let why = match error {
+        Error::Io(error) if is_tls(error) => return tls_message(&error.to_string(), ca_file),
+        Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => "the connection was closed",
+        Error::Io(error) => return io_message(error),
+        Error::BodyStalled => "the connection was closed",
+        Error::Timeout(_) => "timed out",
+        // Its only text is about the name.
+        Error::Tls(_) => "the host is not a valid name for TLS",
         // HTTP/2 cannot be told from garbage.
-        Error::Protocol(_) => "the reply is not valid HTTP/1.1".to_owned(),
-        Error::ConnectProxyFailed(_) => "the proxy gave no valid answer to CONNECT".to_owned(),
-        error => error.to_string(),
-    }
+        Error::Protocol(_) => "the reply is not valid HTTP/1.1",
+        Error::ConnectProxyFailed(text) => match proxy_status(text) {
+            Some("407") => {
+                "the proxy answered CONNECT with status 407: it requires a user and a password"
+            }
+            Some(status) => return format!("the proxy answered CONNECT with status {status}"),
+            None => "the proxy gave no valid answer to CONNECT",
+        },
+        error => return error.to_string(),
+    };
+    why.to_owned()
 }
 
 /// How rustls's texts begin, and what they mean. The later parts of a text may quote the server.
-const TLS_WORDS: [(&str, &str); 16] = [
+const TLS_WORDS: [(&str, &str); 15] = [
     (
         "invalid peer certificate: certificate expired",
         "the server's certificate or its intermediate has expired (check this machine's clock, too)",
@@ -135,11 +140,7 @@ const TLS_WORDS: [(&str, &str); 16] = [
         "received fatal alert: InternalError",
         "the server has no certificate for this name, or is failing (alert InternalError)",
     ),
-    // The texts of ureq, and of its SOCKS connector.
-    (
-        "Rustls invalid dns name",
-        "the host is not a valid name for TLS",
-    ),
+    // The texts of ureq's SOCKS connector.
     ("invalid re", "the proxy does not speak SOCKS"),
 ];
 
@@ -169,16 +170,6 @@ fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
         Some(alert) => format!("the server ended the handshake (alert {alert})"),
         None => "TLS failed".to_owned(),
     }
-}
-
-/// Returns the status with which a proxy answered CONNECT. ureq has it only in words: `proxy server
-/// responded 407/407`.
-fn proxy_status(error: &Error) -> Option<u16> {
-    let Error::ConnectProxyFailed(why) = error else {
-        return None;
-    };
-    let (_, status) = why.split_once("responded ")?;
-    status.get(..3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -226,10 +217,6 @@ mod tests {
             (
                 "received corrupt message of type MissingData(\"x\")",
                 "TLS failed",
-            ),
-            (
-                "Rustls invalid dns name error",
-                "the host is not a valid name for TLS",
             ),
             ("invalid response version", "does not speak SOCKS"),
             ("cannot decrypt peer's message", "TLS failed"),
