@@ -889,8 +889,12 @@ fn redirects_to(target: &str) -> String {
 }
 
 fn redirects() -> Vec<Redirect> {
-    let forwarded = "it redirects to http://: \
-        the proxy in front of the portal must send X-Forwarded-Proto: https";
+    let forwarded = |target: &str| {
+        format!(
+            "it redirects to {target}: \
+             the proxy in front of the portal must send X-Forwarded-Proto: https"
+        )
+    };
     let upper = CLIENT.to_uppercase();
     let long = format!("{}.invalid", "a-host.".repeat(1000));
     vec![
@@ -898,7 +902,7 @@ fn redirects() -> Vec<Redirect> {
             name: "https to http on the same host",
             tls: true,
             location: "http://127.0.0.1/api/2.0/security/oauth2/token".to_owned(),
-            cause: forwarded.to_owned(),
+            cause: forwarded("http://127.0.0.1/api/2.0/security/oauth2/token"),
             ..Redirect::default()
         },
         Redirect {
@@ -906,20 +910,22 @@ fn redirects() -> Vec<Redirect> {
             tls: true,
             status: "308 ",
             location: "HTTP://<portal>/x".to_owned(),
-            cause: forwarded.to_owned(),
+            cause: forwarded("HTTP://<portal>/x"),
         },
         Redirect {
             name: "http to https on the same host",
             status: "301 ",
             location: "https://127.0.0.1/api/2.0".to_owned(),
-            cause: "it redirects to https://: begin the address with https://127.0.0.1".to_owned(),
+            cause: "it redirects to https://127.0.0.1/api/2.0: begin the address with https://"
+                .to_owned(),
             ..Redirect::default()
         },
         Redirect {
             name: "http to https on another port of the same host",
             location: "https://127.0.0.1:8443/api/2.0".to_owned(),
-            cause: "it redirects to https://: begin the address with https://127.0.0.1:8443"
-                .to_owned(),
+            cause:
+                "it redirects to https://127.0.0.1:8443/api/2.0: begin the address with https://"
+                    .to_owned(),
             ..Redirect::default()
         },
         Redirect {
@@ -945,7 +951,7 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "another host with a user and a password",
             location: "https://user:word@login.invalid/".to_owned(),
-            cause: redirects_to("https://login.invalid/"),
+            cause: redirects_to("login.invalid/"),
             ..Redirect::default()
         },
         Redirect {
@@ -971,31 +977,32 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "relative to the path",
             location: "login.php".to_owned(),
-            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            cause: redirects_to("login.php"),
             ..Redirect::default()
         },
         Redirect {
             name: "a bad address",
             location: "http://[login/".to_owned(),
-            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            cause: redirects_to("http://[login/"),
             ..Redirect::default()
         },
         Redirect {
             name: "a port that is none",
             location: "https://127.0.0.1:x/".to_owned(),
-            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            cause: "it redirects to https://127.0.0.1:x/: begin the address with https://"
+                .to_owned(),
             ..Redirect::default()
         },
         Redirect {
             name: "a space",
             location: "https://login.invalid/sign in".to_owned(),
-            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            cause: redirects_to("https://login.invalid/sign in"),
             ..Redirect::default()
         },
         Redirect {
             name: "a space in a path",
             location: "/sign in".to_owned(),
-            cause: "it redirects to an address that is relative or not valid".to_owned(),
+            cause: redirects_to("/sign in"),
             ..Redirect::default()
         },
         Redirect {
@@ -1014,7 +1021,7 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "a path with an unknown secret",
             location: "https://login.invalid/s/4kQmW8xYz2LpVn6RbT1cHs9D".to_owned(),
-            cause: redirects_to("https://login.invalid"),
+            cause: redirects_to("https://login.invalid/[hidden]"),
             ..Redirect::default()
         },
         Redirect {
@@ -1026,7 +1033,7 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "a path with the key",
             location: format!("https://login.invalid/{KEY}/x"),
-            cause: redirects_to("https://login.invalid"),
+            cause: redirects_to("https://login.invalid/[hidden]"),
             ..Redirect::default()
         },
         Redirect {
