@@ -526,11 +526,11 @@ mod tests {
             ("https://p.example:x", "the host or the port is not valid"),
             (
                 "https://p\u{1}.example",
-                "write the address as https://host[:port][/path]",
+                "write the address as https://host[:port][/path] (or http://...)",
             ),
             (
                 "p.example",
-                "the address must begin with https:// (or http://)",
+                "write the address as https://host[:port][/path] (or http://...)",
             ),
         ] {
             let found = error_with(&["id", "-u", address], &[]);

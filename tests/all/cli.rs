@@ -128,18 +128,11 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--url", "https://user:hush@portal.invalid"],
-            "--url: the address has a user or password",
+            "--url: the address contains '@', '?' or '#': ",
         ),
         (
             &["--url", "https://portal.invalid/?hush"],
-            "--url: the address has a query ('?') or fragment",
-        ),
-        (
-            &[
-                "--url",
-                &format!("https://portal.invalid/{}", "x".repeat(2000)),
-            ],
-            "--url: the address has more than 2,000 bytes",
+            "--url: the address contains '@', '?' or '#': ",
         ),
         (
             &["--cacert", "a\n.pem"],
@@ -173,7 +166,7 @@ fn mistakes_send_nothing() {
         (
             "DOCSPACE_BASE_URL",
             "hush",
-            "DOCSPACE_BASE_URL: the address must begin with https://",
+            "DOCSPACE_BASE_URL: write the address as https://",
         ),
         (
             "DOCSPACE_API_KEY",
