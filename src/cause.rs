@@ -3,17 +3,15 @@
 //! A server in front of a portal may refuse with the same status, so a status alone proves nothing.
 //! The facts were observed on real portals, or read in the source of DocSpace 3.7.2.
 
-use serde_json::Value;
-
 use crate::reply::Reply;
 
 pub const WEB_PAGE: &str = "a web page, not an API reply";
 
 impl Reply {
     pub fn compression(&self) -> Option<String> {
-        let encodings = ["gzip", "x-gzip", "deflate", "compress", "br", "zstd"];
-        let mut listed = self.content_encoding.split(',').map(str::trim);
-        let encoding = listed.find(|name| encodings.contains(name))?;
+        let encodings = ["x-gzip", "gzip", "deflate", "compress", "br", "zstd"];
+        let mut listed = encodings.into_iter();
+        let encoding = listed.find(|name| self.content_encoding.contains(name))?;
         Some(format!(
             "the reply is compressed ({encoding}), although the request did not allow it"
         ))
@@ -35,11 +33,10 @@ impl Reply {
         if self.is_redirect() && self.redirect.is_some() {
             return self.redirect.clone();
         }
-        let compression = self.compression();
-        if compression.is_none() && self.is_web_page() {
-            return Some(WEB_PAGE.to_owned());
+        match self.compression() {
+            None if self.is_web_page() => Some(WEB_PAGE.to_owned()),
+            compression => compression,
         }
-        compression
     }
 }
 
@@ -51,11 +48,9 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Quoted strings contain no scheme.
-    let unquoted: String = reply.challenge.split("\"").step_by(2).collect();
-    let mut schemes = unquoted.split([',', ' ', '\t']);
-    let asks_for_password = schemes.any(|word| PASSWORD_SCHEMES.contains(&word));
-    let is_portals = unquoted.is_empty() || unquoted.starts_with("bearer");
+    let mut words = reply.challenge.split([',', ' ', '\t']);
+    let asks_for_password = words.any(|word| PASSWORD_SCHEMES.contains(&word));
+    let is_portals = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
     let cause = match reply.status {
         401 if asks_for_password => "something in front of the portal asks for a password",
         401 if !reply.is_empty() || !is_portals => return None,
@@ -81,14 +76,6 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     Some(cause.to_owned())
 }
 
-/// Portals before 3.7.1 send only `reason`. Other servers send other fields beside it.
-fn is_old_not_found(reply: &Reply) -> bool {
-    match reply.json() {
-        Ok(Value::Object(fields)) => fields.len() == 1 && fields.contains_key("reason"),
-        _ => false,
-    }
-}
-
 /// Says why a signed call was refused.
 pub fn refusal_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
@@ -101,7 +88,8 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
         403 if reply.has_signature && reply.is_empty() && reply.content_type.is_empty() => {
             "the identity service does not accept the portal's signature, or is failing"
         }
-        404 if reply.is_problem() || is_old_not_found(reply) => {
+        // Portals before 3.7.1 send only `reason`. Other servers send other fields before it.
+        404 if reply.is_problem() || reply.text().starts_with("{\"reason\":") => {
             "no client with this id, or the key's user may not manage it"
         }
         // In reply to a HEAD, an old portal's `reason` is missing.
