@@ -4,43 +4,42 @@ use serde_json::Value;
 
 use crate::reply::Reply;
 
-/// The fields of JSON that are shown, beside `message` and the first of `errors` (RFC 9457, RFC 6749,
-/// and what portals were seen to send).
-const FIELDS: [&str; 5] = ["title", "detail", "reason", "error", "error_description"];
+/// Where JSON has texts that are shown, as JSON pointers: it is one text, or an object with these (RFC
+/// 9457, RFC 6749, and what portals were seen to send).
+const PLACES: [&str; 7] = [
+    "",
+    "/title",
+    "/detail",
+    "/reason",
+    "/error",
+    "/error_description",
+    "/errors/0",
+];
 
 /// Returns what a refusal says, or the title of a web page. It may contain secrets.
 pub fn server_words(reply: &Reply) -> Vec<String> {
-    let mut words = vec![];
     let text = reply.text();
+    let mut words = vec![];
+    let shows_secret = text.contains("\"client_secret\"");
+    let is_plain = reply.content_type.starts_with("text/plain") && reply.compression().is_none();
     if text.starts_with('<') {
         words.extend(title(text));
+    } else if reply.is_success() || reply.truncated.is_some() || shows_secret {
         return words;
-    }
-    let shows_secret = text.contains("\"client_secret\"");
-    if reply.is_success() || reply.truncated.is_some() || shows_secret {
-        return words;
-    }
-    if let Ok(json) = reply.json() {
-        words.extend(text_in(&json));
-        for field in FIELDS {
-            words.extend(text_in(&json[field]));
+    } else if let Ok(json) = reply.json() {
+        for place in PLACES {
+            words.extend(json.pointer(place).and_then(text_in));
         }
-        words.extend(text_in(&json["errors"][0]));
-        return words;
-    }
-    let is_plain = reply.content_type.starts_with("text/plain") && reply.compression().is_none();
-    if is_plain && text.lines().count() == 1 {
+    } else if is_plain && text.lines().count() == 1 {
         words.push(text.to_owned());
     }
+    words.retain(|text| !text.trim().is_empty());
     words
 }
 
 /// Returns a text, or the one in its `message`: `{"error": {"message": "..."}}`.
 fn text_in(value: &Value) -> Option<String> {
     let text = value.get("message").unwrap_or(value).as_str()?;
-    if text.trim().is_empty() {
-        return None;
-    }
     Some(text.to_owned())
 }
 
@@ -48,12 +47,9 @@ fn text_in(value: &Value) -> Option<String> {
 fn title(page: &str) -> Option<String> {
     let lower = page.to_ascii_lowercase();
     let start = lower.find("<title")?;
-    let start = start + lower[start..].find('>')? + 1;
-    let end = start + lower[start..].find("</title>")?;
-    let words: Vec<&str> = page[start..end].split_whitespace().collect();
-    if words.is_empty() {
-        return None;
-    }
+    let end = lower.find("</title>")?;
+    let (_, title) = page.get(start..end)?.split_once('>')?;
+    let words: Vec<&str> = title.split_whitespace().collect();
     Some(words.join(" "))
 }
 
@@ -129,7 +125,7 @@ mod tests {
                 Some("a &amp; b"),
             ),
             ("<title>cut", None),
-            ("<title> </title>", None),
+            ("<title> </title>", Some("")),
             ("<p>no title</p>", None),
         ] {
             assert_eq!(title(page).as_deref(), expected, "{page}");
