@@ -9,9 +9,8 @@ pub const WEB_PAGE: &str = "a web page, not an API reply";
 
 impl Reply {
     pub fn compression(&self) -> Option<String> {
-        let encodings = ["x-gzip", "gzip", "deflate", "compress", "br", "zstd"];
-        let mut listed = encodings.into_iter();
-        let encoding = listed.find(|name| self.content_encoding.contains(name))?;
+        let mut names = ["x-gzip", "gzip", "deflate", "compress", "br", "zstd"].into_iter();
+        let encoding = names.find(|name| self.content_encoding.contains(name))?;
         Some(format!(
             "the reply is compressed ({encoding}), although the request did not allow it"
         ))
@@ -35,16 +34,15 @@ impl Reply {
     }
 }
 
-/// The schemes that ask for a password (RFC 9110, section 11.1). Portals use none of them.
-const PASSWORD_SCHEMES: [&str; 4] = ["basic", "digest", "negotiate", "ntlm"];
-
 /// Says why the sign-in gave no signature.
 pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
+    // Portals use none of these schemes (RFC 9110, section 11.1).
     let mut words = reply.challenge.split([',', ' ', '\t']);
-    let asks_for_password = words.any(|word| PASSWORD_SCHEMES.contains(&word));
+    let asks_for_password =
+        words.any(|word| ["basic", "digest", "negotiate", "ntlm"].contains(&word));
     let is_portals = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
     let cause = match reply.status {
         401 if asks_for_password => "something in front of the portal asks for a password",

@@ -26,10 +26,15 @@ impl Failure {
     }
 }
 
+/// rustls documents this kind of I/O error. ureq's SOCKS connector uses it, too.
+const TLS_ERROR: ErrorKind = ErrorKind::InvalidData;
+
 fn is_final(error: &Error) -> bool {
     match error {
         // A load balancer sends this alert while it starts.
-        Error::Io(error) => is_tls(error) && !error.to_string().ends_with("alert: InternalError"),
+        Error::Io(error) => {
+            error.kind() == TLS_ERROR && !error.to_string().ends_with("alert: InternalError")
+        }
         Error::Tls(_) => true,
         Error::ConnectProxyFailed(text) => match proxy_status(text) {
             None | Some("408" | "429") => false,
@@ -37,11 +42,6 @@ fn is_final(error: &Error) -> bool {
         },
         _ => false,
     }
-}
-
-/// rustls documents this kind of I/O error. ureq's SOCKS connector uses it, too.
-fn is_tls(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::InvalidData
 }
 
 /// Returns the status with which a proxy answered CONNECT. ureq has it only in words: `proxy server
@@ -53,17 +53,19 @@ fn proxy_status(text: &str) -> Option<&str> {
 
 /// Says why the end of a body is missing. The words of the handshake do not fit: it succeeded.
 pub fn body_message(error: io::Error) -> String {
-    if is_tls(&error) {
-        return "TLS failed".to_owned();
+    match error.kind() {
+        TLS_ERROR => "TLS failed".to_owned(),
+        _ => message(&error.into(), None),
     }
-    message(&error.into(), None)
 }
 
 fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
     let why = match error {
-        Error::Io(error) if is_tls(error) => return tls_message(&error.to_string(), ca_file),
-        Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => "the connection was closed",
-        Error::Io(error) => return io_message(error),
+        Error::Io(error) => match error.kind() {
+            TLS_ERROR => return tls_message(&error.to_string(), ca_file),
+            ErrorKind::UnexpectedEof => "the connection was closed",
+            _ => return io_message(error),
+        },
         Error::BodyStalled => "the connection was closed",
         Error::Timeout(_) => "timed out",
         // Its only text is about the name.

@@ -25,19 +25,21 @@ impl Secret {
     /// Accepts an API key or another bearer token, with whitespace around it. An error does not
     /// show it.
     pub fn key(text: &[u8]) -> Result<Secret, String> {
-        const EXPECTED: &str = "is not a valid API key: \
-             expected 1 to 8,000 printable ASCII characters without spaces or quotes";
         let key = trim(text);
         let is_invalid = |byte: &u8| !byte.is_ascii_graphic() || b"\"'".contains(byte);
-        if let Some(at) = key.iter().position(is_invalid) {
-            // Counted from the first byte of the variable or file.
-            let number = key.as_ptr().addr() - text.as_ptr().addr() + at + 1;
-            return Err(format!("{EXPECTED} (byte {number} is 0x{:02X})", key[at]));
-        }
-        if key.is_empty() || key.len() > MAX_KEY {
-            return Err(format!("{EXPECTED}, not {}", key.len()));
-        }
-        Ok(Secret::new(String::from_utf8_lossy(key)))
+        let found = match key.iter().position(is_invalid) {
+            Some(at) => {
+                // Counted from the first byte of the variable or file.
+                let number = text.trim_ascii_end().len() - key.len() + at + 1;
+                format!(" (byte {number} is 0x{:02X})", key[at])
+            }
+            None if key.is_empty() || key.len() > MAX_KEY => format!(", not {}", key.len()),
+            None => return Ok(Secret::new(String::from_utf8_lossy(key))),
+        };
+        Err(format!(
+            "is not a valid API key: \
+             expected 1 to 8,000 printable ASCII characters without spaces or quotes{found}"
+        ))
     }
 
     /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
