@@ -517,7 +517,8 @@ mod tests {
         for (address, why) in [
             (
                 "\"https://p.example\"",
-                "the address is in quotes: remove them",
+                "the address contains quotes, '@', '?' or '#': give the portal's own address, \
+                 without a user, query or fragment (the key goes in DOCSPACE_API_KEY)",
             ),
             (
                 "https://pörtal.example",

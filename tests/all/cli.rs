@@ -128,11 +128,11 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--url", "https://user:hush@portal.invalid"],
-            "--url: the address contains '@', '?' or '#': ",
+            "--url: the address contains quotes, '@', '?' or '#': ",
         ),
         (
             &["--url", "https://portal.invalid/?hush"],
-            "--url: the address contains '@', '?' or '#': ",
+            "--url: the address contains quotes, '@', '?' or '#': ",
         ),
         (
             &["--cacert", "a\n.pem"],
