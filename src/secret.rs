@@ -8,9 +8,9 @@ pub const HIDDEN: &str = "[hidden]";
 /// The longest key and signature, in bytes: web servers reject longer header lines.
 pub const MAX_KEY: usize = 8000;
 
-/// In characters: what is shown of a text, what gives a secret away, and what may be an unknown
-/// secret.
-const MAX_SHOWN: usize = 200;
+/// In characters: what is shown of a text before an ellipsis, what gives a secret away, and what may
+/// be an unknown secret.
+const MAX_SHOWN: usize = 199;
 const REVEALING: usize = 8;
 const UNKNOWN_SECRET: usize = 20;
 
@@ -125,13 +125,12 @@ pub fn show(name: &OsStr) -> String {
     shorten(escape(name))
 }
 
-pub fn shorten(line: String) -> String {
-    if line.chars().count() <= MAX_SHOWN {
-        return line;
+pub fn shorten(mut line: String) -> String {
+    if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
+        line.truncate(end);
+        line.push('…');
     }
-    let mut short: String = line.chars().take(MAX_SHOWN - 1).collect();
-    short.push('…');
-    short
+    line
 }
 
 /// Returns true if the text may contain an unknown secret: many letters, digits, `-` and `_` in a
@@ -230,8 +229,8 @@ mod tests {
             clean("two\r\nlines\u{1b}[31m\u{9b}\u{202e}"),
             r"two\r\nlines\u{1b}[31m\u{9b}\u{202e}"
         );
-        assert_eq!(clean(&"x".repeat(200)), "x".repeat(200));
-        assert_eq!(clean(&"é".repeat(201)), "é".repeat(199) + "…");
+        assert_eq!(clean(&"x".repeat(199)), "x".repeat(199));
+        assert_eq!(clean(&"é".repeat(200)), "é".repeat(199) + "…");
     }
 
     #[test]
