@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use ureq::Error;
+use ureq::{Error, Timeout};
 
 use crate::error::io_message;
 use crate::settings::{CaFile, Options};
@@ -67,11 +67,12 @@ fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
             _ => return io_message(error),
         },
         Error::BodyStalled => "the connection was closed",
-        Error::Timeout(_) => "timed out",
+        Error::Timeout(Timeout::Connect) => "no connection within 10 s",
+        Error::Timeout(_) => "timed out waiting for a reply",
         // Its only text is about the name.
         Error::Tls(_) => "the host is not a valid name for TLS",
         // HTTP/2 cannot be told from garbage.
-        Error::Protocol(_) => "the reply is not valid HTTP/1.1",
+        Error::Protocol(_) => "the reply is not HTTP/1.1, or malformed",
         Error::ConnectProxyFailed(text) => match proxy_status(text) {
             Some("407") => {
                 "the proxy answered CONNECT with status 407: it requires a user and a password"

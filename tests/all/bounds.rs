@@ -24,12 +24,12 @@ fn a_connection_has_10_s_and_an_attempt_at_anything_but_the_patch_30_s() {
         (
             0,
             no_connection,
-            "127.0.0.1 could not be reached for [GET token]: timed out, trying again in 1s",
+            "127.0.0.1 could not be reached for [GET token]: no connection within 10 s, trying again in 1s",
         ),
         (
             1,
             silent("HEAD client"),
-            "127.0.0.1 gave no valid answer to [HEAD client]: timed out, trying again in 1s",
+            "127.0.0.1 gave no valid answer to [HEAD client]: timed out waiting for a reply, trying again in 1s",
         ),
     ];
     for_each(cases, |(position, slow, retry)| {

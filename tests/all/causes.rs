@@ -1325,7 +1325,8 @@ fn lost_secrets() -> Vec<Lost> {
             name: "a chunk with an invalid length",
             reply: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n".to_vec(),
             then: Some(Action::Hang),
-            said: "200: the reply is incomplete: the reply is not valid HTTP/1.1".to_owned(),
+            said: "200: the reply is incomplete: the reply is not HTTP/1.1, or malformed"
+                .to_owned(),
         },
         Lost {
             name: "closed before the body",

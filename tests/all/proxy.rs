@@ -182,7 +182,7 @@ fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
 
 #[test]
 fn a_proxy_that_answers_with_garbage_is_tried_again_and_is_4() {
-    let why = "the reply is not valid HTTP/1.1, and ";
+    let why = "the reply is not HTTP/1.1, or malformed, and ";
     is_tried_again("http", b"garbage\r\n\r\n", why);
 }
 
@@ -192,7 +192,7 @@ fn a_proxy_that_sends_too_much_is_tried_again_and_is_4() {
     let why = "the proxy gave no valid answer to CONNECT, and ";
     is_tried_again("http", answer.as_bytes(), why);
     let answer = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(200));
-    let why = "the reply is not valid HTTP/1.1, and ";
+    let why = "the reply is not HTTP/1.1, or malformed, and ";
     is_tried_again("http", answer.as_bytes(), why);
 }
 
