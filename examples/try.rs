@@ -45,7 +45,7 @@ fn show(portal: &MockPortal, key: &str, args: &[&str], expected: u8) {
         Ok(()) => 0,
         Err(error) => {
             log(&format!("docspace-rotate: {error}"));
-            error.state.status()
+            error.state as u8
         }
     };
     println!("$ echo $?\n{status}\n");

@@ -18,11 +18,6 @@ pub enum State {
 }
 
 impl State {
-    /// Returns the exit status.
-    pub fn status(self) -> u8 {
-        self as u8
-    }
-
     /// Returns the state and what to do next. People grep for these words.
     pub fn words(self) -> &'static str {
         match self {
@@ -64,8 +59,10 @@ pub struct Error {
 impl Error {
     /// Returns an error that leaves the client in this state.
     pub fn new(state: State, what: impl Into<String>) -> Error {
-        let what = what.into();
-        Error { state, what }
+        Error {
+            state,
+            what: what.into(),
+        }
     }
 
     /// Returns an error from before anything is sent.
@@ -82,11 +79,11 @@ impl fmt::Display for Error {
 
 /// Returns an I/O error in the system's words, without the number that Rust adds.
 pub fn io_message(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error ") {
-        Some((words, _number)) => words.to_owned(),
-        None => text,
+    let mut text = error.to_string();
+    if let Some(end) = text.find(" (os error ") {
+        text.truncate(end);
     }
+    text
 }
 
 /// Writes one line to stderr. A stderr that is closed, or full for 200 ms, loses the line, and the
@@ -125,7 +122,7 @@ mod tests {
             (State::Unknown, 7, "run again in a few minutes"),
             (State::NotVerified, 8, "if it cannot, run again"),
         ] {
-            assert_eq!(state.status(), status);
+            assert_eq!(state as u8, status);
             let line = Error::new(state, "it broke").to_string();
             assert!(
                 line.starts_with("it broke; ") && line.contains(next),

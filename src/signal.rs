@@ -118,7 +118,7 @@ impl Run {
             libc::SIGINT => ("ended by SIGINT", 130),
             libc::SIGQUIT => ("ended by SIGQUIT", 131),
             libc::SIGTERM => ("ended by SIGTERM", 143),
-            _ => ("timed out", self.state.status()),
+            _ => ("timed out", self.state as c_int),
         };
         let running = match self.command {
             Some(_) => ", and the command may still be running",
@@ -135,7 +135,7 @@ impl Run {
             if status != 0 && wait_writable(libc::STDERR_FILENO, 0) {
                 libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length);
             }
-            libc::_exit(c_int::from(status))
+            libc::_exit(status)
         }
     }
 }
