@@ -4,8 +4,8 @@
 //! program has one thread, so the handler never finds it locked, or half changed.
 
 use std::ffi::c_int;
-use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::{Cursor, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, ptr};
 
@@ -16,10 +16,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// What a PATCH still gets after the first signal. Docker kills 10 s after its SIGTERM.
 const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(5);
-
-/// The longest line of the handler, in bytes: a writable pipe accepts that many without blocking
-/// (PIPE_BUF in pipe(7)).
-const MAX_LINE: usize = 4096;
 
 const ENDING: [c_int; 5] = [
     libc::SIGHUP,
@@ -65,12 +61,10 @@ impl Run {
     /// Sets the timer to the end of `--timeout`, but gives the PATCH, the delivery and each later call
     /// at least [`GRACE`].
     fn grant_time(&self) {
-        if self.state == State::Unknown && self.deferred.is_some() {
-            // The 5 s after a signal stay in force.
-            return;
-        }
         let at_least = match self.state {
             State::Unchanged => Duration::ZERO,
+            // The 5 s after a signal stay in force.
+            State::Unknown if self.deferred.is_some() => return,
             _ => GRACE,
         };
         set_timer(self.time_left().max(at_least));
@@ -83,11 +77,7 @@ impl Run {
 
     /// Decides what a signal does. Calls only what is async-signal-safe (signal-safety(7)).
     fn handle(&mut self, signal: c_int) {
-        if signal == libc::SIGALRM {
-            self.end_command();
-            self.end(signal);
-        }
-        if !self.defers_signals() {
+        if signal == libc::SIGALRM || !self.defers_signals() {
             self.end(signal);
         }
         // The first signal counts, later ones change nothing: many runners send INT, then TERM.
@@ -99,18 +89,8 @@ impl Run {
         }
     }
 
-    fn end_command(&self) {
-        if let Some(command) = self.command {
-            // SAFETY: plain system calls. A stopped command would not notice SIGTERM alone.
-            unsafe {
-                libc::kill(command, libc::SIGTERM);
-                libc::kill(command, libc::SIGCONT);
-            }
-        }
-    }
-
-    /// Writes the last line and exits. Formatting into a buffer on the stack neither allocates nor
-    /// locks.
+    /// Ends the command, writes the last line and exits. Formatting into a buffer on the stack neither
+    /// allocates nor locks.
     fn end(&self, signal: c_int) -> ! {
         let (cause, status) = match self.deferred.unwrap_or(signal) {
             _ if self.has_succeeded => ("", 0),
@@ -120,20 +100,24 @@ impl Run {
             libc::SIGTERM => ("ended by SIGTERM", 143),
             _ => ("timed out", self.state as c_int),
         };
-        let running = match self.command {
-            Some(_) => ", and the command may still be running",
-            None => "",
-        };
+        let mut running = "";
+        if let Some(command) = self.command {
+            running = ", and the command may still be running";
+            // SAFETY: plain system calls. A stopped command would not notice SIGTERM alone.
+            unsafe {
+                libc::kill(command, libc::SIGTERM);
+                libc::kill(command, libc::SIGCONT);
+            }
+        }
+        // A writable pipe accepts that many bytes without blocking (PIPE_BUF in pipe(7)).
+        let mut line = Cursor::new([0; 4096]);
         let (doing, state) = (&self.doing, self.state.words());
-        let mut line = [b'\n'; MAX_LINE];
-        // Without the last byte, so that even a line that is too long ends.
-        let mut rest = &mut line[..MAX_LINE - 1];
-        let _ = write!(rest, "docspace-rotate: {cause} {doing}{running}; {state}");
-        let length = MAX_LINE - rest.len();
+        let _ = writeln!(line, "docspace-rotate: {cause} {doing}{running}; {state}");
+        let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
         unsafe {
             if status != 0 && wait_writable(libc::STDERR_FILENO, 0) {
-                libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length);
+                libc::write(libc::STDERR_FILENO, line.get_ref().as_ptr().cast(), length);
             }
             libc::_exit(status)
         }
@@ -174,8 +158,7 @@ pub fn time_left() -> Duration {
 
 /// Says what the run is doing, for the line that a signal or the time limit would write.
 pub fn doing(what: impl Into<String>) {
-    let what = what.into();
-    change(|run| run.doing = what);
+    change(|run| run.doing = what.into());
 }
 
 /// Returns the state that the client is in.
@@ -214,14 +197,11 @@ fn change<T>(action: impl FnOnce(&mut Run) -> T) -> T {
         let (mut all, mut mask) = (mem::zeroed(), mem::zeroed());
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_BLOCK, &all, &mut mask);
-        let result = action(&mut lock());
+        // Unlocked again before signals are unblocked.
+        let result = action(&mut RUN.lock().unwrap_or_else(PoisonError::into_inner));
         libc::sigprocmask(libc::SIG_SETMASK, &mask, ptr::null_mut());
         result
     }
-}
-
-fn lock() -> MutexGuard<'static, Run> {
-    RUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Installs the handler. A signal that the caller ignores (nohup) stays ignored.
@@ -248,8 +228,10 @@ fn install() {
 }
 
 extern "C" fn handle(signal: c_int) {
-    if signal != libc::SIGXFSZ {
-        lock().handle(signal);
+    if signal != libc::SIGXFSZ
+        && let Ok(mut run) = RUN.lock()
+    {
+        run.handle(signal);
     }
 }
 
