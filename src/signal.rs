@@ -213,14 +213,15 @@ fn install() {
         action.sa_flags = libc::SA_RESTART;
         // One signal at a time: of two that are pending, the second would otherwise count.
         libc::sigfillset(&mut action.sa_mask);
-        // With a handler for SIGXFSZ, a write beyond the file size limit fails and does not kill.
-        for signal in ENDING.into_iter().chain([libc::SIGXFSZ]) {
+        for signal in ENDING {
             // Ignoring a signal discards a pending one, such as an alarm that was set before exec.
             let was_ignored = libc::signal(signal, libc::SIG_IGN) == libc::SIG_IGN;
             if signal == libc::SIGALRM || !was_ignored {
                 libc::sigaction(signal, &action, ptr::null_mut());
             }
         }
+        // A write beyond the file size limit then fails and does not kill.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         // With SIGCHLD ignored, no child can be waited for.
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::sigprocmask(libc::SIG_UNBLOCK, &action.sa_mask, ptr::null_mut());
@@ -228,9 +229,7 @@ fn install() {
 }
 
 extern "C" fn handle(signal: c_int) {
-    if signal != libc::SIGXFSZ
-        && let Ok(mut run) = RUN.lock()
-    {
+    if let Ok(mut run) = RUN.lock() {
         run.handle(signal);
     }
 }
