@@ -4,120 +4,93 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child};
+use std::process::{self, Child, Command};
 
-use crate::error::wait_writable;
 use crate::secret::show;
 use crate::settings::Options;
 use crate::signal;
 
-/// The command does not see these.
-const HIDDEN_VARIABLES: [&str; 3] = [
-    "DOCSPACE_API_KEY",
-    "DOCSPACE_API_KEY_FILE",
-    "DOCSPACE_CLIENT_ID_FILE",
-];
+/// The room in the pipe, in bytes. An object can be longer than the reply that it comes from, because
+/// `1e9` is written as `1000000000.0`, but not four times as long.
+const PIPE_SIZE: libc::c_int = 256 * 1024;
 
-pub struct Command {
-    command: process::Command,
-    /// Our own end of its stdin. While it is open, no write fails with EPIPE, and what the command
-    /// has left unread can be counted.
-    reader: PipeReader,
-    writer: PipeWriter,
+/// Checks that a command is executable, and starts nothing.
+pub fn check(name: &OsStr) -> io::Result<()> {
+    let Some(program) = find_program(name) else {
+        return Err(io::Error::other("not found, or not executable"));
+    };
+    if let Some(interpreter) = missing_interpreter(&program) {
+        let interpreter = show(interpreter.as_ref());
+        let why = format!("its interpreter cannot be run: {interpreter}");
+        return Err(io::Error::other(why));
+    }
+    Ok(())
 }
 
-impl Command {
-    /// Checks that the command is executable, and starts nothing.
-    pub fn prepare(name: &OsStr, args: &[OsString], options: &Options) -> io::Result<Command> {
-        let Some(program) = find_program(name) else {
-            return Err(io::Error::other("not found, or not executable"));
-        };
-        if let Some(interpreter) = missing_interpreter(&program) {
-            let interpreter = show(interpreter.as_ref());
-            let why = format!("its interpreter cannot be run: {interpreter}");
-            return Err(io::Error::other(why));
-        }
-        let (reader, writer) = io::pipe()?;
-        let mut command = process::Command::new(name);
-        command.args(args).stdin(reader.try_clone()?);
-        for variable in HIDDEN_VARIABLES {
-            command.env_remove(variable);
-        }
-        command.env("DOCSPACE_CLIENT_ID", &options.client);
-        command.env("DOCSPACE_BASE_URL", &options.url.text);
-        let parent = process::id();
-        // A hook makes std fork instead of calling posix_spawn. The child then still has our handler,
-        // which only defers. With posix_spawn, a signal to the group could kill it.
-        // SAFETY: the hook makes only plain system calls.
-        unsafe { command.pre_exec(move || end_with_parent(parent)) };
-        Ok(Command {
-            command,
-            reader,
-            writer,
-        })
+/// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
+pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> io::Result<()> {
+    // While our own end of its stdin is open, a command that reads nothing is no broken pipe.
+    let (mut reader, mut writer) = io::pipe()?;
+    // SAFETY: the descriptor is open.
+    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_SIZE) };
+    // All is in the pipe before the start, so a kill never leaves the command with a part of it.
+    writer.write_all(bytes)?;
+    drop(writer);
+
+    let mut command = Command::new(name);
+    command.args(args).stdin(reader.try_clone()?);
+    command.env("DOCSPACE_CLIENT_ID", &options.client);
+    command.env("DOCSPACE_BASE_URL", &options.url.text);
+    for variable in [
+        "DOCSPACE_API_KEY",
+        "DOCSPACE_API_KEY_FILE",
+        "DOCSPACE_CLIENT_ID_FILE",
+    ] {
+        command.env_remove(variable);
     }
+    let status = start(&mut command)?.wait()?;
+    signal::set_command(None);
 
-    /// Runs the command with these bytes on its stdin. Returns when it exits, even if it never
-    /// read them.
-    pub fn run(mut self, bytes: &[u8]) -> io::Result<()> {
-        set_nonblocking(&self.writer);
-        // What fits into the pipe is written first, so a kill never leaves the command with half a
-        // bare secret.
-        let mut rest = bytes;
-        while let Ok(written @ 1..) = self.writer.write(rest) {
-            rest = &rest[written..];
-        }
-
-        let mut child = self.start()?;
-        while !rest.is_empty() && child.try_wait()?.is_none() {
-            match self.writer.write(rest) {
-                Ok(written) => rest = &rest[written..],
-                // The pipe is full. The command may exit before it reads on.
-                Err(_) => {
-                    wait_writable(self.writer.as_raw_fd(), 20);
-                }
-            }
-        }
-        drop(self.writer);
-        let status = child.wait()?;
-        signal::set_command(None);
-
-        let has_read_all = rest.is_empty() && unread_bytes(&self.reader) == 0;
-        let why = match status.code() {
-            Some(0) if has_read_all => return Ok(()),
-            Some(0) => "it exited without reading the whole secret".to_owned(),
-            Some(status) => format!("it exited with status {status}"),
-            None => format!(
-                "it was killed by signal {}",
-                status.signal().unwrap_or_default()
-            ),
-        };
-        Err(io::Error::other(why))
+    let mut unread = vec![];
+    reader.read_to_end(&mut unread)?;
+    if !status.success() {
+        return Err(io::Error::other(format!("it failed ({status})")));
     }
-
-    fn start(&mut self) -> io::Result<Child> {
-        // Without a terminal, a signal to the job's whole group would end the command, too.
-        let has_own_group = File::open("/dev/tty").is_err();
-        if has_own_group {
-            self.command.process_group(0);
-        }
-        let child = match self.command.spawn() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(io::Error::other(
-                    "it was removed, or a loader or interpreter that it needs is missing",
-                ));
-            }
-            child => child?,
-        };
-        let id = child.id() as libc::pid_t;
-        signal::set_command(Some(if has_own_group { -id } else { id }));
-        Ok(child)
+    if !unread.is_empty() {
+        return Err(io::Error::other(
+            "it exited without reading the whole secret",
+        ));
     }
+    Ok(())
+}
+
+fn start(command: &mut Command) -> io::Result<Child> {
+    let parent = process::id();
+    // A hook makes std fork instead of calling posix_spawn. The child then still has our handler,
+    // which only defers. With posix_spawn, a signal to the group could kill it.
+    // SAFETY: the hook makes only plain system calls.
+    unsafe { command.pre_exec(move || end_with_parent(parent)) };
+    // Without a terminal, a signal to the job's whole group would end the command, too.
+    let has_own_group = File::open("/dev/tty").is_err();
+    if has_own_group {
+        command.process_group(0);
+    }
+    let child = match command.spawn() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(io::Error::other(
+                "it was removed, or a loader or interpreter that it needs is missing",
+            ));
+        }
+        child => child?,
+    };
+    let id = child.id() as libc::pid_t;
+    signal::set_command(Some(if has_own_group { -id } else { id }));
+    Ok(child)
 }
 
 /// Asks the kernel to end this process when its parent is killed. A command that goes on could store its
@@ -170,16 +143,4 @@ fn is_executable(file: &Path) -> bool {
     };
     // SAFETY: the string outlives the call.
     file.is_file() && unsafe { libc::access(path.as_ptr(), libc::X_OK) } == 0
-}
-
-fn set_nonblocking(writer: &PipeWriter) {
-    // SAFETY: the descriptor is open.
-    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
-}
-
-fn unread_bytes(reader: &PipeReader) -> libc::c_int {
-    let mut unread = -1;
-    // SAFETY: the descriptor is open, and the number is valid.
-    unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &mut unread) };
-    unread
 }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::command::Command;
+use crate::command;
 use crate::error::{Error, State, io_message, wait_writable};
 use crate::secret::{NewSecret, show};
 use crate::settings::Options;
@@ -55,16 +55,16 @@ impl Destination {
 
 pub struct Output<'a> {
     options: &'a Options,
-    target: Target,
+    target: Target<'a>,
 }
 
-enum Target {
+enum Target<'a> {
     Stdout(File),
     /// A bind mount, a FIFO or a device keeps its identity.
     Existing(File, PathBuf),
     /// It is created when there is a secret, so that no run leaves an empty or partial file.
     New(PathBuf),
-    Command(Command),
+    Command(&'a OsStr, &'a [OsString]),
 }
 
 impl<'a> Output<'a> {
@@ -75,8 +75,8 @@ impl<'a> Output<'a> {
             Destination::Stdout => ("write to", open_stdout()),
             Destination::File(path) => ("write to", open_file(path)),
             Destination::Command(name, args) => {
-                let command = Command::prepare(name, args, options);
-                ("run", command.map(Target::Command))
+                let target = Target::Command(name, args);
+                ("run", command::check(name).map(|()| target))
             }
         };
         match target {
@@ -112,7 +112,7 @@ impl<'a> Output<'a> {
         let end = if self.options.newline { "\n" } else { "" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self.target {
-            Target::Command(command) => command.run(text.as_bytes()),
+            Target::Command(name, args) => command::run(name, args, self.options, text.as_bytes()),
             Target::Stdout(file) => write_all(&file, &line),
             Target::Existing(file, path) => overwrite(&file, &path, &line),
             Target::New(path) => create(&path, &line),
@@ -128,7 +128,7 @@ impl<'a> Output<'a> {
 }
 
 /// Opens stdout if it can be written. `io::stdout` silently ignores a closed stdout.
-fn open_stdout() -> io::Result<Target> {
+fn open_stdout() -> io::Result<Target<'static>> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     // SAFETY: the descriptor is open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
@@ -145,7 +145,7 @@ fn open_stdout() -> io::Result<Target> {
     Ok(Target::Stdout(file))
 }
 
-fn open_file(path: &Path) -> io::Result<Target> {
+fn open_file(path: &Path) -> io::Result<Target<'static>> {
     // A name of stdout, such as /dev/stdout, is stdout: opened again, it would be written from the
     // start.
     if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
