@@ -4,9 +4,8 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command};
@@ -111,24 +110,31 @@ fn end_with_parent(parent: u32) -> io::Result<()> {
 
 /// Finds a program. A name with a slash is a path; any other is searched on PATH.
 fn find_program(name: &OsStr) -> Option<PathBuf> {
-    if name.as_bytes().contains(&b'/') {
-        return Some(PathBuf::from(name)).filter(|file| is_executable(file));
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    if name.as_encoded_bytes().contains(&b'/') {
+        path = ".".into();
     }
     // An empty PATH names no directory, but an empty entry is the current directory.
-    let path = env::var_os("PATH").filter(|path| !path.is_empty())?;
-    let mut files = env::split_paths(&path).map(|dir| Path::new(".").join(dir).join(name));
-    files.find(|file| is_executable(file))
+    if path.is_empty() {
+        return None;
+    }
+    for dir in env::split_paths(&path) {
+        let file = dir.join(name);
+        if is_executable(&file) {
+            return Some(file);
+        }
+    }
+    None
 }
 
 /// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). In
 /// a script with Windows line endings, its name ends in a carriage return, or the name that `env`
 /// looks up does.
 fn missing_interpreter(program: &Path) -> Option<String> {
-    let mut start = vec![];
+    let mut line = String::new();
     let file = File::open(program).ok()?;
-    file.take(256).read_to_end(&mut start).ok()?;
-    let text = String::from_utf8_lossy(&start);
-    let line = text.strip_prefix("#!")?.split('\n').next()?;
+    BufReader::new(file).read_line(&mut line).ok()?;
+    let line = line.strip_prefix("#!")?.trim_end_matches('\n');
     let name = line.split([' ', '\t']).find(|word| !word.is_empty())?;
     let looks_up_nothing = name.ends_with("/env") && line.ends_with('\r');
     if is_executable(Path::new(name)) && !looks_up_nothing {
@@ -138,7 +144,7 @@ fn missing_interpreter(program: &Path) -> Option<String> {
 }
 
 fn is_executable(file: &Path) -> bool {
-    let Ok(path) = CString::new(file.as_os_str().as_bytes()) else {
+    let Ok(path) = CString::new(file.as_os_str().as_encoded_bytes()) else {
         return false;
     };
     // SAFETY: the string outlives the call.
