@@ -26,29 +26,11 @@ pub enum Destination {
 }
 
 impl Destination {
-    pub fn name(&self) -> String {
-        let name = show(self.path());
+    fn name(&self) -> String {
         match self {
             Destination::Stdout => "stdout".to_owned(),
-            Destination::File(_) => format!("--output {name}"),
-            Destination::Command(..) => format!("the command {name}"),
-        }
-    }
-
-    /// Returns the name of the setting.
-    pub fn setting(&self) -> &'static str {
-        match self {
-            Destination::Command(..) => "COMMAND",
-            _ => "--output",
-        }
-    }
-
-    /// Returns the path of the file, or the name of the command.
-    pub fn path(&self) -> &OsStr {
-        match self {
-            Destination::Stdout => OsStr::new(""),
-            Destination::File(path) => path.as_os_str(),
-            Destination::Command(name, _) => name,
+            Destination::File(path) => format!("--output {}", show(path.as_ref())),
+            Destination::Command(name, _) => format!("the command {}", show(name)),
         }
     }
 }

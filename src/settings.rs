@@ -115,7 +115,11 @@ pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<O
         ));
     }
     let destination = args.destination.unwrap_or(Destination::Stdout);
-    refuse_key(&key, destination.setting(), destination.path())?;
+    match &destination {
+        Destination::Stdout => {}
+        Destination::File(path) => refuse_key(&key, "--output", path.as_ref())?,
+        Destination::Command(name, _) => refuse_key(&key, "COMMAND", name)?,
+    }
     Ok(Options {
         mode: match args.only {
             Some(step) => step,
