@@ -35,17 +35,13 @@ impl Destination {
     }
 }
 
-pub struct Output<'a> {
-    options: &'a Options,
-    target: Target<'a>,
-}
-
-enum Target<'a> {
-    Stdout(File),
-    /// A bind mount, a FIFO or a device keeps its identity.
-    Existing(File, PathBuf),
+pub enum Output<'a> {
+    /// stdout, a FIFO or a device.
+    Stream(File),
+    /// It keeps its identity, because it may be a bind mount.
+    Existing(File, &'a Path),
     /// It is created when there is a secret, so that no run leaves an empty or partial file.
-    New(PathBuf),
+    New(&'a Path),
     Command(&'a OsStr, &'a [OsString]),
 }
 
@@ -53,21 +49,18 @@ impl<'a> Output<'a> {
     /// Opens the output, and leaves the contents of a file alone. A FIFO waits for its reader.
     pub fn open(options: &'a Options) -> Result<Output<'a>, Error> {
         signal::doing("while opening the output");
-        let (verb, target) = match &options.destination {
+        let (verb, output) = match &options.destination {
             Destination::Stdout => ("write to", open_stdout()),
             Destination::File(path) => ("write to", open_file(path)),
             Destination::Command(name, args) => {
-                let target = Target::Command(name, args);
-                ("run", command::check(name).map(|()| target))
+                let output = Output::Command(name, args);
+                ("run", command::check(name).map(|()| output))
             }
         };
-        match target {
-            Ok(target) => Ok(Output { options, target }),
-            Err(error) => {
-                let (name, why) = (options.destination.name(), io_message(&error));
-                Error::usage(format!("cannot {verb} {name}: {why}"))
-            }
-        }
+        output.or_else(|error| {
+            let (name, why) = (options.destination.name(), io_message(&error));
+            Error::usage(format!("cannot {verb} {name}: {why}"))
+        })
     }
 
     /// Checks that the output can be opened. A FIFO is left alone: its reader would get an end of
@@ -82,25 +75,24 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    pub fn deliver(self, new: &NewSecret) -> Result<(), Error> {
+    pub fn deliver(self, options: &Options, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
-        signal::grant_time();
-        let text = if self.options.json {
+        let text = if options.json {
             &new.object
         } else {
             &new.secret
         };
         let text = text.expose();
-        let end = if self.options.newline { "\n" } else { "" };
+        let end = if options.newline { "\n" } else { "" };
         let line = format!("{text}{end}").into_bytes();
-        let delivered = match self.target {
-            Target::Command(name, args) => command::run(name, args, self.options, text.as_bytes()),
-            Target::Stdout(file) => write_all(&file, &line),
-            Target::Existing(file, path) => overwrite(&file, &path, &line),
-            Target::New(path) => create(&path, &line),
+        let delivered = match self {
+            Output::Stream(file) => write_all(&file, &line),
+            Output::Existing(file, path) => overwrite(file, path, &line),
+            Output::New(path) => create(path, &line),
+            Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
         };
         if let Err(error) = delivered {
-            let (name, why) = (self.options.destination.name(), io_message(&error));
+            let (name, why) = (options.destination.name(), io_message(&error));
             let what = format!("the new secret was not delivered to {name}: {why}");
             return Err(Error::new(State::NotDelivered, what));
         }
@@ -110,40 +102,41 @@ impl<'a> Output<'a> {
 }
 
 /// Opens stdout if it can be written. `io::stdout` silently ignores a closed stdout.
-fn open_stdout() -> io::Result<Target<'static>> {
+fn open_stdout() -> io::Result<Output<'static>> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     // SAFETY: the descriptor is open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    let access = flags & libc::O_ACCMODE;
-    // Rust replaces a closed stdout with /dev/null, open for reading, too.
-    if access == libc::O_RDWR && is_same_file(&file, Path::new("/dev/null")) {
-        let why = "it is closed, or it is /dev/null opened read-write";
-        return Err(io::Error::other(why));
-    }
-    if access == libc::O_RDONLY {
-        return Err(io::Error::other("it is open read-only"));
-    }
-    reserve_room(&file, file.metadata()?.len())?;
-    Ok(Target::Stdout(file))
+    let why = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => "it is open read-only",
+        // Rust replaces a closed stdout with /dev/null, open for reading, too.
+        libc::O_RDWR if is_same_file(&file, Path::new("/dev/null")) => {
+            "it is closed, or it is /dev/null opened read-write"
+        }
+        _ => {
+            reserve_room(&file, file.metadata()?.len())?;
+            return Ok(Output::Stream(file));
+        }
+    };
+    Err(io::Error::other(why))
 }
 
-fn open_file(path: &Path) -> io::Result<Target<'static>> {
+fn open_file(path: &Path) -> io::Result<Output<'_>> {
     // A name of stdout, such as /dev/stdout, is stdout: opened again, it would be written from the
     // start.
-    if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
-        && is_same_file(&File::from(stdout), path)
-    {
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    if is_same_file(&stdout, path) {
         return open_stdout();
     }
     match OpenOptions::new().write(true).open(path) {
-        Ok(file) => {
-            fail_if_deleted(&file, path)?;
+        Ok(file) if file.metadata()?.is_file() => {
+            fail_if_replaced(&file, path)?;
             reserve_room(&file, 0)?;
-            Ok(Target::Existing(file, path.to_owned()))
+            Ok(Output::Existing(file, path))
         }
+        Ok(file) => Ok(Output::Stream(file)),
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
             try_create(path)?;
-            Ok(Target::New(path.to_owned()))
+            Ok(Output::New(path))
         }
         Err(error) => Err(error),
     }
@@ -202,32 +195,24 @@ fn ignore_unless_full(error: io::Error) -> io::Result<()> {
 }
 
 /// Overwrites a file in place: from the start, then cut to its new length.
-fn overwrite(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_all(file, bytes)?;
-    if !file.metadata()?.is_file() {
-        return Ok(());
-    }
+fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;
     file.sync_all()?;
-    if !is_same_file(file, path) {
-        return Err(io::Error::other(
-            "the file was removed or replaced during the run",
-        ));
-    }
-    fail_if_deleted(file, path)
+    fail_if_replaced(&file, path)
 }
 
-/// Fails for a file without a name: a bind-mounted file that was replaced on the host. Files under
-/// /dev and /proc may never have had one.
-fn fail_if_deleted(file: &File, path: &Path) -> io::Result<()> {
-    let metadata = file.metadata()?;
-    let has_no_names = path.starts_with("/dev") || path.starts_with("/proc");
-    if metadata.is_file() && metadata.nlink() == 0 && !has_no_names {
-        return Err(io::Error::other(
-            "the file was deleted or replaced on the host that it is mounted from",
-        ));
+/// Fails if the path now names another file, or if the file has no name left: a bind-mounted file
+/// that was replaced on the host. Files under /dev and /proc may never have had one.
+fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
+    let needs_no_name = path.starts_with("/dev") || path.starts_with("/proc");
+    let has_name = needs_no_name || file.metadata()?.nlink() > 0;
+    if has_name && is_same_file(file, path) {
+        return Ok(());
     }
-    Ok(())
+    Err(io::Error::other(
+        "the file was removed or replaced, here or on the host that it is mounted from",
+    ))
 }
 
 /// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends

@@ -154,7 +154,7 @@ fn a_file_that_is_replaced_during_the_run_is_6() {
         fs::remove_file(&file).unwrap();
         folder.file("file", "another\n");
     });
-    let why = "the file was removed or replaced during the run";
+    let why = "the file was removed or replaced, here or on the host that it is mounted from";
     assert_not_delivered(&run, &format!("{name}: {why}"));
     assert_eq!(read(&file), "another\n");
     assert_eq!(folder.names(), ["file"]);
