@@ -5,7 +5,6 @@ use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -146,9 +145,9 @@ fn open_file(path: &Path) -> io::Result<Output<'_>> {
 fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
-    let filled = file.write_all(&[0; MIN_FREE_SPACE as usize]);
-    let synced = filled.and_then(|()| file.sync_all());
-    synced.or_else(ignore_unless_full)
+    let zeros = [0; MIN_FREE_SPACE as usize];
+    file.write_all(&zeros).or_else(ignore_unless_full)?;
+    file.sync_all().or_else(ignore_unless_full)
 }
 
 /// Makes sure that a regular file has room. That changes its modification time, so only if it is
@@ -215,17 +214,15 @@ fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     ))
 }
 
-/// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends
-/// the wait early, too, so a write may still say WouldBlock.
+/// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends the
+/// wait early, so a write may still say WouldBlock.
 fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         wait_writable(file.as_raw_fd(), -1);
         match file.write(bytes) {
             Ok(written) => bytes = &bytes[written..],
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::Interrupted => {}
-                _ => return Err(error),
-            },
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -248,17 +245,16 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Creates a file with a random name in the directory of `path`.
 fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
-    // `file_name` ignores a slash or a dot at the end.
-    let name = path.file_name().unwrap_or_default();
-    if name.is_empty() || !path.as_os_str().as_bytes().ends_with(name.as_bytes()) {
+    // `with_file_name` ignores a slash or a dot at the end.
+    let name = path.to_string_lossy();
+    if name.ends_with("/") || name.ends_with("/.") {
         return Err(io::Error::other("it names a directory"));
     }
     let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    let file = options.open(&temp_path)?;
-    Ok((file, temp_path))
+    Ok((options.open(&temp_path)?, temp_path))
 }
 
 /// Returns true if the open file is the one that this path names.
