@@ -14,30 +14,39 @@ use crate::secret::show;
 use crate::settings::Options;
 use crate::signal;
 
-/// The room in the pipe, in bytes. An object can be longer than the reply that it comes from, because
-/// `1e9` is written as `1000000000.0`, but not four times as long.
-const PIPE_SIZE: libc::c_int = 256 * 1024;
-
-/// Checks that a command is executable, and starts nothing.
+/// Checks that a command is executable, and so is the interpreter of a script (execve(2)). Starts
+/// nothing.
 pub fn check(name: &OsStr) -> io::Result<()> {
     let Some(program) = find_program(name) else {
         return Err(io::Error::other("not found, or not executable"));
     };
-    if let Some(interpreter) = missing_interpreter(&program) {
-        let interpreter = show(interpreter.as_ref());
-        let why = format!("its interpreter cannot be run: {interpreter}");
-        return Err(io::Error::other(why));
+    let mut line = String::new();
+    if let Ok(file) = File::open(program) {
+        let _ = BufReader::new(file).read_line(&mut line);
     }
-    Ok(())
+    let Some(line) = line.strip_prefix("#!") else {
+        return Ok(());
+    };
+    let line = line.trim_end_matches('\n');
+    let mut words = line.trim_start().split([' ', '\t']);
+    let interpreter = words.next().unwrap_or_default();
+    // With Windows line endings, the name or an argument of the interpreter has a carriage return.
+    if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
+        return Ok(());
+    }
+    let line = show(line.as_ref());
+    let why = format!("its interpreter cannot be run: {line}");
+    Err(io::Error::other(why))
 }
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
 pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> io::Result<()> {
     // While our own end of its stdin is open, a command that reads nothing is no broken pipe.
     let (mut reader, mut writer) = io::pipe()?;
+    // All is in the pipe before the start, so a kill never leaves the command with a part of it. An
+    // object is less than four times as long as the reply (64 KiB): `1e9` becomes `1000000000.0`.
     // SAFETY: the descriptor is open.
-    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_SIZE) };
-    // All is in the pipe before the start, so a kill never leaves the command with a part of it.
+    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 256 * 1024) };
     writer.write_all(bytes)?;
     drop(writer);
 
@@ -125,22 +134,6 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
         }
     }
     None
-}
-
-/// Returns the first line of a script, without `#!`, if its interpreter cannot be run (execve(2)). In
-/// a script with Windows line endings, its name ends in a carriage return, or the name that `env`
-/// looks up does.
-fn missing_interpreter(program: &Path) -> Option<String> {
-    let mut line = String::new();
-    let file = File::open(program).ok()?;
-    BufReader::new(file).read_line(&mut line).ok()?;
-    let line = line.strip_prefix("#!")?.trim_end_matches('\n');
-    let name = line.split([' ', '\t']).find(|word| !word.is_empty())?;
-    let looks_up_nothing = name.ends_with("/env") && line.ends_with('\r');
-    if is_executable(Path::new(name)) && !looks_up_nothing {
-        return None;
-    }
-    Some(line.to_owned())
 }
 
 fn is_executable(file: &Path) -> bool {

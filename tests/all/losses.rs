@@ -398,6 +398,7 @@ fn a_script_with_windows_line_ends_sends_nothing() {
     };
     let windows = script("windows", "#!/bin/sh\r\ncat > /dev/null\r\n");
     let by_env = script("by-env", "#!/usr/bin/env sh\r\ncat > /dev/null\r\n");
+    let option = script("option", "#!/bin/echo -n\r\n");
     let folder_name = script("folder", "#!/tmp\n");
     let missing = script("missing", "#!/nowhere/interpreter -x\n");
     let argument = "COMMAND: an argument ends in a carriage return (Windows line endings?)";
@@ -413,6 +414,12 @@ fn a_script_with_windows_line_ends_sends_nothing() {
             vec!["--", by_env.as_str()],
             format!(
                 r"cannot run the command {by_env}: its interpreter cannot be run: /usr/bin/env sh\r"
+            ),
+        ),
+        (
+            vec!["--", option.as_str()],
+            format!(
+                r"cannot run the command {option}: its interpreter cannot be run: /bin/echo -n\r"
             ),
         ),
         (
@@ -432,8 +439,7 @@ fn a_script_with_windows_line_ends_sends_nothing() {
             command
         });
     }
-    // A shell finds the carriage return after its option, perl ignores it.
-    let option = script("option", "#!/bin/echo -n\r\n");
+    // Only the command itself is looked at.
     for (args, stdout) in [
         (vec!["--", "sh", "-c", "cat\n"], SECRET.to_owned()),
         (
