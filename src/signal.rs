@@ -75,20 +75,6 @@ impl Run {
         matches!(self.state, State::Unknown | State::NotDelivered)
     }
 
-    /// Decides what a signal does. Calls only what is async-signal-safe (signal-safety(7)).
-    fn handle(&mut self, signal: c_int) {
-        if signal == libc::SIGALRM || !self.defers_signals() {
-            self.end(signal);
-        }
-        // The first signal counts, later ones change nothing: many runners send INT, then TERM.
-        if self.deferred.is_none() {
-            self.deferred = Some(signal);
-            if self.state == State::Unknown {
-                set_timer(GRACE_AFTER_SIGNAL);
-            }
-        }
-    }
-
     /// Ends the command, writes the last line and exits. Formatting into a buffer on the stack neither
     /// allocates nor locks.
     fn end(&self, signal: c_int) -> ! {
@@ -228,9 +214,20 @@ fn install() {
     }
 }
 
+/// Decides what a signal does. Calls only what is async-signal-safe (signal-safety(7)).
 extern "C" fn handle(signal: c_int) {
-    if let Ok(mut run) = RUN.lock() {
-        run.handle(signal);
+    let Ok(mut run) = RUN.lock() else {
+        return;
+    };
+    if signal == libc::SIGALRM || !run.defers_signals() {
+        run.end(signal);
+    }
+    // The first signal counts, later ones change nothing: many runners send INT, then TERM.
+    if run.deferred.is_none() {
+        run.deferred = Some(signal);
+        if run.state == State::Unknown {
+            set_timer(GRACE_AFTER_SIGNAL);
+        }
     }
 }
 
