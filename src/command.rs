@@ -28,9 +28,8 @@ pub fn check(name: &OsStr) -> io::Result<()> {
         return Ok(());
     };
     let line = line.trim_end_matches('\n');
-    let mut words = line.trim_start().split([' ', '\t']);
-    let interpreter = words.next().unwrap_or_default();
-    // With Windows line endings, the name or an argument of the interpreter has a carriage return.
+    let interpreter = line.split_whitespace().next().unwrap_or_default();
+    // With Windows line endings, its name or argument ends in a carriage return.
     if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
         return Ok(());
     }
