@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command};
 
+use crate::error::fail;
 use crate::secret::show;
 use crate::settings::Options;
 use crate::signal;
@@ -18,7 +19,7 @@ use crate::signal;
 /// nothing.
 pub fn check(name: &OsStr) -> io::Result<()> {
     let Some(program) = find_program(name) else {
-        return Err(io::Error::other("not found, or not executable"));
+        return fail("not found, or not executable");
     };
     let mut line = String::new();
     if let Ok(file) = File::open(program) {
@@ -34,8 +35,7 @@ pub fn check(name: &OsStr) -> io::Result<()> {
         return Ok(());
     }
     let line = show(line.as_ref());
-    let why = format!("its interpreter cannot be run: {line}");
-    Err(io::Error::other(why))
+    fail(&format!("its interpreter cannot be run: {line}"))
 }
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
@@ -66,12 +66,10 @@ pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> 
     let mut unread = vec![];
     reader.read_to_end(&mut unread)?;
     if !status.success() {
-        return Err(io::Error::other(format!("it failed ({status})")));
+        return fail(&format!("it failed ({status})"));
     }
     if !unread.is_empty() {
-        return Err(io::Error::other(
-            "it exited without reading the whole secret",
-        ));
+        return fail("it exited without reading the whole secret");
     }
     Ok(())
 }
@@ -89,9 +87,7 @@ fn start(command: &mut Command) -> io::Result<Child> {
     }
     let child = match command.spawn() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(io::Error::other(
-                "it was removed, or a loader or interpreter that it needs is missing",
-            ));
+            return fail("it was removed, or a loader or interpreter that it needs is missing");
         }
         child => child?,
     };

@@ -77,6 +77,11 @@ impl fmt::Display for Error {
     }
 }
 
+/// Returns an I/O error with words of our own.
+pub fn fail<T>(why: &str) -> io::Result<T> {
+    Err(io::Error::other(why))
+}
+
 /// Returns an I/O error in the system's words, without the number that Rust adds.
 pub fn io_message(error: &io::Error) -> String {
     let mut text = error.to_string();

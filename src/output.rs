@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::command;
-use crate::error::{Error, State, io_message, wait_writable};
+use crate::error::{Error, State, fail, io_message, wait_writable};
 use crate::secret::{NewSecret, show};
 use crate::settings::Options;
 use crate::signal;
@@ -116,7 +116,7 @@ fn open_stdout() -> io::Result<Output<'static>> {
             return Ok(Output::Stream(file));
         }
     };
-    Err(io::Error::other(why))
+    fail(why)
 }
 
 fn open_file(path: &Path) -> io::Result<Output<'_>> {
@@ -209,9 +209,7 @@ fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     if has_name && is_same_file(file, path) {
         return Ok(());
     }
-    Err(io::Error::other(
-        "the file was removed or replaced, here or on the host that it is mounted from",
-    ))
+    fail("the file was removed or replaced, here or on the host that it is mounted from")
 }
 
 /// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends the
@@ -248,7 +246,7 @@ fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
     // `with_file_name` ignores a slash or a dot at the end.
     let name = path.to_string_lossy();
     if name.ends_with("/") || name.ends_with("/.") {
-        return Err(io::Error::other("it names a directory"));
+        return fail("it names a directory");
     }
     let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
