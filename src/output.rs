@@ -1,7 +1,7 @@
 //! Delivery of the secret: to stdout, to a file or to a command.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -85,7 +85,7 @@ impl<'a> Output<'a> {
         let end = if options.newline { "\n" } else { "" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self {
-            Output::Stream(file) => write_all(&file, &line),
+            Output::Stream(file) => write_all(file, &line),
             Output::Existing(file, path) => overwrite(file, path, &line),
             Output::New(path) => create(path, &line),
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
@@ -126,7 +126,7 @@ fn open_file(path: &Path) -> io::Result<Output<'_>> {
     if is_same_file(&stdout, path) {
         return open_stdout();
     }
-    match OpenOptions::new().write(true).open(path) {
+    match File::options().write(true).open(path) {
         Ok(file) if file.metadata()?.is_file() => {
             fail_if_replaced(&file, path)?;
             reserve_room(&file, 0)?;
@@ -165,9 +165,16 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
     if metadata.blocks() * 512 >= end {
         return Ok(());
     }
-    let (start, room) = (start as libc::off_t, MIN_FREE_SPACE as libc::off_t);
     // SAFETY: the descriptor is open.
-    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, start, room) } {
+    let result = unsafe {
+        libc::fallocate(
+            file.as_raw_fd(),
+            libc::FALLOC_FL_KEEP_SIZE,
+            start as libc::off_t,
+            MIN_FREE_SPACE as libc::off_t,
+        )
+    };
+    match result {
         0 => Ok(()),
         _ => ignore_unless_full(io::Error::last_os_error()),
     }
@@ -214,7 +221,7 @@ fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
 
 /// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends the
 /// wait early, so a write may still say WouldBlock.
-fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(mut file: File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         wait_writable(file.as_raw_fd(), -1);
         match file.write(bytes) {
@@ -250,7 +257,7 @@ fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
     }
     let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
-    let mut options = OpenOptions::new();
+    let mut options = File::options();
     options.write(true).create_new(true).mode(0o600);
     Ok((options.open(&temp_path)?, temp_path))
 }

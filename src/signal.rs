@@ -180,7 +180,8 @@ pub fn set_command(command: Option<libc::pid_t>) {
 fn change<T>(action: impl FnOnce(&mut Run) -> T) -> T {
     // SAFETY: sigfillset initialises the set, and sigprocmask the mask.
     unsafe {
-        let (mut all, mut mask) = (mem::zeroed(), mem::zeroed());
+        let mut all = mem::zeroed();
+        let mut mask = mem::zeroed();
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_BLOCK, &all, &mut mask);
         // Unlocked again before signals are unblocked.
