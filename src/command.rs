@@ -132,9 +132,7 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
 }
 
 fn is_executable(file: &Path) -> bool {
-    let Ok(path) = CString::new(file.as_os_str().as_encoded_bytes()) else {
-        return false;
-    };
+    let path = CString::new(file.as_os_str().as_encoded_bytes()).unwrap_or_default();
     // SAFETY: the string outlives the call.
     file.is_file() && unsafe { libc::access(path.as_ptr(), libc::X_OK) } == 0
 }
