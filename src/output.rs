@@ -57,7 +57,8 @@ impl<'a> Output<'a> {
             }
         };
         output.or_else(|error| {
-            let (name, why) = (options.destination.name(), io_message(&error));
+            let name = options.destination.name();
+            let why = io_message(&error);
             Error::usage(format!("cannot {verb} {name}: {why}"))
         })
     }
@@ -91,7 +92,8 @@ impl<'a> Output<'a> {
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
         };
         if let Err(error) = delivered {
-            let (name, why) = (options.destination.name(), io_message(&error));
+            let why = io_message(&error);
+            let name = options.destination.name();
             let what = format!("the new secret was not delivered to {name}: {why}");
             return Err(Error::new(State::NotDelivered, what));
         }

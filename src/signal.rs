@@ -97,8 +97,12 @@ impl Run {
         }
         // A writable pipe accepts that many bytes without blocking (PIPE_BUF in pipe(7)).
         let mut line = Cursor::new([0; 4096]);
-        let (doing, state) = (&self.doing, self.state.words());
-        let _ = writeln!(line, "docspace-rotate: {cause} {doing}{running}; {state}");
+        let state = self.state.words();
+        let _ = writeln!(
+            line,
+            "docspace-rotate: {cause} {}{running}; {state}",
+            self.doing
+        );
         let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
         unsafe {
