@@ -18,9 +18,7 @@ use crate::signal;
 /// Checks that a command is executable, and so is the interpreter of a script (execve(2)). Starts
 /// nothing.
 pub fn check(name: &OsStr) -> io::Result<()> {
-    let Some(program) = find_program(name) else {
-        return fail("not found, or not executable");
-    };
+    let program = find_program(name)?;
     let mut line = String::new();
     if let Ok(file) = File::open(program) {
         let _ = BufReader::new(file).read_line(&mut line);
@@ -34,8 +32,8 @@ pub fn check(name: &OsStr) -> io::Result<()> {
     if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
         return Ok(());
     }
-    let line = show(line.as_ref());
-    fail(&format!("its interpreter cannot be run: {line}"))
+    let why = format!("its interpreter cannot be run: {}", show(line.as_ref()));
+    fail(&why)
 }
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
@@ -62,7 +60,6 @@ pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> 
     }
     let status = start(&mut command)?.wait()?;
     signal::set_command(None);
-
     let mut unread = vec![];
     reader.read_to_end(&mut unread)?;
     if !status.success() {
@@ -113,22 +110,19 @@ fn end_with_parent(parent: u32) -> io::Result<()> {
 }
 
 /// Finds a program. A name with a slash is a path; any other is searched on PATH.
-fn find_program(name: &OsStr) -> Option<PathBuf> {
+fn find_program(name: &OsStr) -> io::Result<PathBuf> {
     let mut path = env::var_os("PATH").unwrap_or_default();
     if name.as_encoded_bytes().contains(&b'/') {
         path = ".".into();
     }
-    // An empty PATH names no directory, but an empty entry is the current directory.
-    if path.is_empty() {
-        return None;
-    }
     for dir in env::split_paths(&path) {
         let file = dir.join(name);
-        if is_executable(&file) {
-            return Some(file);
+        // An empty PATH names no directory, but an empty entry is the current directory.
+        if !path.is_empty() && is_executable(&file) {
+            return Ok(file);
         }
     }
-    None
+    fail("not found, or not executable")
 }
 
 fn is_executable(file: &Path) -> bool {
