@@ -242,8 +242,8 @@ fn set_timer(after: Duration) {
     // SAFETY: zero is a valid value for numbers, and the structure outlives the call.
     unsafe {
         let mut timer: libc::itimerval = mem::zeroed();
-        timer.it_value.tv_sec = after.as_secs() as libc::time_t;
-        timer.it_value.tv_usec = after.subsec_micros() as libc::suseconds_t;
+        timer.it_value.tv_sec = after.as_secs() as _;
+        timer.it_value.tv_usec = after.subsec_micros() as _;
         libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
     }
 }
