@@ -6,7 +6,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command};
 
@@ -62,13 +62,13 @@ pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> 
     signal::set_command(None);
     let mut unread = vec![];
     reader.read_to_end(&mut unread)?;
-    if !status.success() {
-        return fail(&format!("it failed ({status})"));
-    }
-    if !unread.is_empty() {
-        return fail("it exited without reading the whole secret");
-    }
-    Ok(())
+    let why = match (status.code(), status.signal()) {
+        (Some(0), _) if unread.is_empty() => return Ok(()),
+        (Some(0), _) => "it exited without reading the whole secret".to_owned(),
+        (Some(status), _) => format!("it exited with status {status}"),
+        (None, signal) => format!("it was killed by signal {}", signal.unwrap_or_default()),
+    };
+    fail(&why)
 }
 
 fn start(command: &mut Command) -> io::Result<Child> {

@@ -77,6 +77,7 @@ impl<'a> Output<'a> {
 
     pub fn deliver(self, options: &Options, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
+        signal::grant_time();
         let text = if options.json {
             &new.object
         } else {

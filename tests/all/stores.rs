@@ -174,7 +174,7 @@ fn a_kubernetes_secret_that_cannot_be_made_is_6() {
     let path = format!("{}:/usr/bin:/bin", folder.as_ref().display());
     command.env("PATH", path).args(["-q", "--"]);
     let run = run(command.args(words(&row.line)));
-    run.fails_with(6, "the command sh: it failed (exit status: 1); ");
+    run.fails_with(6, "the command sh: it exited with status 1; ");
     assert_eq!(folder.names(), ["create", "kubectl"]);
 }
 
