@@ -37,7 +37,7 @@ struct Inner {
     call: Call,
     /// Whether a byte of the request may have left.
     sent: bool,
-    /// When to stop waiting for the rest of the reply.
+    /// When to stop waiting for the reply.
     deadline: Option<Instant>,
 }
 
@@ -78,8 +78,8 @@ impl Connection {
         self.lock().sent
     }
 
-    /// Waits no longer than this for the rest of the reply.
-    pub fn limit_rest(&self, to: Duration) {
+    /// From here on, waits no longer than this for the reply.
+    pub fn limit_wait(&self, to: Duration) {
         self.lock().deadline = Some(Instant::now() + to);
     }
 

@@ -28,7 +28,8 @@ const MAX_HEADER: usize = 32 * 1024;
 /// The time limit for one attempt at anything but the PATCH.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The time limit for a body after its header, except one that brings the secret.
+/// The time limit for a body after its header, except one that brings the secret, and for the expiry of
+/// the key.
 const BODY: Duration = Duration::from_secs(5);
 
 /// How long to wait for the end of a body whose secret has arrived.
@@ -108,13 +109,16 @@ impl Http<'_> {
 
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
+        if call == Call::Expiry {
+            self.connection.limit_wait(BODY);
+        }
         let response = self.run(call)?;
         // The secret may be on its way.
         signal::grant_time();
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
         if !brings_secret {
-            self.connection.limit_rest(BODY);
+            self.connection.limit_wait(BODY);
         }
         let (body, truncated) = self.read_body(body, brings_secret);
         let header = |name| joined(&parts.headers, name);
@@ -216,7 +220,7 @@ impl Http<'_> {
                 // From here on, signals and the time limit leave time for the delivery.
                 signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
-                self.connection.limit_rest(END_OF_BODY);
+                self.connection.limit_wait(END_OF_BODY);
                 brings_secret = false;
             }
         };

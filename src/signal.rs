@@ -31,8 +31,6 @@ struct Run {
     state: State,
     /// What the run is doing, for its last line: `during [GET token] at portal.example`.
     doing: String,
-    /// Whether all is done, so that nothing but success can end the run.
-    has_succeeded: bool,
     /// The first signal that was deferred.
     deferred: Option<c_int>,
     /// What the time limit ends: the command's process id, or the negative id of its group.
@@ -43,7 +41,6 @@ const NO_RUN: Run = Run {
     deadline: None,
     state: State::Unchanged,
     doing: String::new(),
-    has_succeeded: false,
     deferred: None,
     command: None,
 };
@@ -79,7 +76,6 @@ impl Run {
     /// allocates nor locks.
     fn end(&self, signal: c_int) -> ! {
         let (cause, status) = match self.deferred.unwrap_or(signal) {
-            _ if self.has_succeeded => ("", 0),
             libc::SIGHUP => ("ended by SIGHUP", 129),
             libc::SIGINT => ("ended by SIGINT", 130),
             libc::SIGQUIT => ("ended by SIGQUIT", 131),
@@ -106,7 +102,7 @@ impl Run {
         let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
         unsafe {
-            if status != 0 && wait_writable(libc::STDERR_FILENO, 0) {
+            if wait_writable(libc::STDERR_FILENO, 0) {
                 libc::write(libc::STDERR_FILENO, line.get_ref().as_ptr().cast(), length);
             }
             libc::_exit(status)
@@ -125,12 +121,6 @@ pub fn start(timeout: Duration) {
     });
     install();
     set_timer(timeout);
-}
-
-/// From here on, signals and this time limit end the run with success, and without a line.
-pub fn succeed_within(limit: Duration) {
-    change(|run| run.has_succeeded = true);
-    set_timer(limit);
 }
 
 /// From here on, neither a signal nor the time limit ends the run.
