@@ -324,7 +324,9 @@ mod tests {
             Destination::Command("store".into(), vec!["-x".into(), "--".into()])
         );
         for (seconds, millis) in [
+            ("2", Some(2000)),
             ("2.5", Some(2500)),
+            ("0.5", Some(500)),
             ("240", Some(240_000)),
             ("241", None),
             ("0", None),
