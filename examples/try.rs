@@ -53,11 +53,11 @@ fn show(portal: &MockPortal, key: &str, args: &[&str], expected: u8) {
 }
 
 fn run(portal: &MockPortal, key: &str, args: &[&str]) -> Result<(), Error> {
-    let Action::Rotate(arguments) = cli::parse(args.iter().map(Into::into))? else {
+    let Action::Rotate(arguments) = cli::parse(args.iter().map(Into::into).collect())? else {
         return Ok(());
     };
     signal::start(arguments.timeout);
-    let options = settings::read(*arguments, |name| match name {
+    let options = settings::read(arguments, |name| match name {
         "DOCSPACE_BASE_URL" => Some(portal.url().into()),
         "DOCSPACE_API_KEY" => Some(key.into()),
         _ => None,

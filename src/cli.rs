@@ -62,7 +62,7 @@ Running again is safe (after 7, in a few minutes): it replaces any other secret.
 #[derive(Debug)]
 pub enum Action {
     Print(&'static str),
-    Rotate(Box<Arguments>),
+    Rotate(Arguments),
 }
 
 /// What a run does: all steps, one of two, or only checks.
@@ -93,12 +93,11 @@ pub struct Arguments {
 
 /// Parses the command line, without the program's name. An error never shows a value: it could be
 /// the key.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Action, Error> {
+pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     let mut args = Arguments {
         timeout: Duration::from_secs(120),
         ..Arguments::default()
     };
-    let mut words: Vec<OsString> = words.into_iter().collect();
     // lexopt would take what follows `--` for positional arguments.
     let dashes = words.iter().position(|word| word == "--");
     let command = dashes.map(|at| words.split_off(at));
@@ -136,7 +135,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Action, Error>
         args.destination = Some(command_after_dashes(words)?);
     }
     check_combination(&args)?;
-    Ok(Action::Rotate(Box::new(args)))
+    Ok(Action::Rotate(args))
 }
 
 fn file(path: PathBuf) -> Destination {

@@ -44,10 +44,10 @@ pub struct CaFile {
 }
 
 /// The environment. An empty variable counts as unset.
-struct Env<'a>(&'a dyn Fn(&str) -> Option<OsString>);
+struct Env<'a>(&'a dyn Fn(&'static str) -> Option<OsString>);
 
 impl Env<'_> {
-    fn get(&self, name: &str) -> Option<OsString> {
+    fn get(&self, name: &'static str) -> Option<OsString> {
         (self.0)(name).filter(|value| !value.is_empty())
     }
 
@@ -101,7 +101,10 @@ fn path_to_show(path: &OsStr) -> String {
 
 /// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
 /// that may contain a secret.
-pub fn read(args: Arguments, env: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
+pub fn read(
+    args: Arguments,
+    env: impl Fn(&'static str) -> Option<OsString>,
+) -> Result<Options, Error> {
     let env = Env(&env);
     let key = read_key(&env)?;
     let client = read_client(args.client, &env, &key)?;
@@ -269,8 +272,8 @@ mod tests {
                 .find(|(n, _)| *n == name)
                 .map(|(_, value)| value.into())
         };
-        match parse(args.iter().map(OsString::from))? {
-            Action::Rotate(arguments) => read(*arguments, value),
+        match parse(args.iter().map(OsString::from).collect())? {
+            Action::Rotate(arguments) => read(arguments, value),
             Action::Print(text) => panic!("{text}"),
         }
     }
@@ -289,7 +292,7 @@ mod tests {
         assert_eq!(found.destination, Destination::Stdout);
         assert!(found.proxy.is_none() && found.ca_file.is_none());
         assert!(found.newline && !found.verify && !found.json && !found.quiet);
-        let Ok(Action::Rotate(arguments)) = parse(["id".into()]) else {
+        let Ok(Action::Rotate(arguments)) = parse(vec!["id".into()]) else {
             panic!("no run")
         };
         assert_eq!(arguments.timeout, Duration::from_secs(120));
@@ -331,7 +334,7 @@ mod tests {
             ("241", None),
             ("0", None),
         ] {
-            let timeout = match parse(["x", "--timeout", seconds].map(OsString::from)) {
+            let timeout = match parse(["x", "--timeout", seconds].map(OsString::from).into()) {
                 Ok(Action::Rotate(arguments)) => Some(arguments.timeout),
                 _ => None,
             };
