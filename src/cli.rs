@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::Error::{UnexpectedOption, UnexpectedValue};
@@ -65,6 +64,13 @@ pub enum Action {
     Rotate(Arguments),
 }
 
+/// A value, and the argument or variable that it comes from.
+#[derive(Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub value: OsString,
+}
+
 /// What a run does: all steps, one of two, or only checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -78,15 +84,15 @@ pub enum Mode {
 #[derive(Debug, Default)]
 pub struct Arguments {
     pub timeout: Duration,
-    pub client: Option<OsString>,
-    pub url: Option<OsString>,
+    pub client: Option<Setting>,
+    pub url: Option<Setting>,
     pub destination: Option<Destination>,
     pub no_newline: bool,
     pub json: bool,
     pub only: Option<Mode>,
     pub verify: bool,
     pub check: bool,
-    pub cacert: Option<PathBuf>,
+    pub cacert: Option<Setting>,
     pub allow_http: bool,
     pub quiet: bool,
 }
@@ -108,18 +114,21 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
             Short('o') | Long("output") => {
-                args.destination = Some(file(path(&mut parser, "--output")?));
+                args.destination = Some(file(value(&mut parser, "--output")?.value));
             }
             Short('n') | Long("no-newline") => args.no_newline = true,
             Long("json") => args.json = true,
-            Long("only") => args.only = Some(step(&value(&mut parser, "--only")?)?),
+            Long("only") => args.only = Some(step(&value(&mut parser, "--only")?.value)?),
             Long("verify") => args.verify = true,
             Long("check") => args.check = true,
-            Long("cacert") => args.cacert = Some(path(&mut parser, "--cacert")?),
+            Long("cacert") => args.cacert = Some(value(&mut parser, "--cacert")?),
             Long("allow-http") => args.allow_http = true,
-            Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?)?,
+            Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?.value)?,
             Short('q') | Long("quiet") => args.quiet = true,
-            Value(id) if args.client.is_none() => args.client = Some(id),
+            Value(value) if args.client.is_none() => {
+                let name = "CLIENT_ID";
+                args.client = Some(Setting { name, value });
+            }
             Value(_) => {
                 return Error::usage(
                     "unexpected argument after CLIENT_ID: write -- before COMMAND",
@@ -138,11 +147,11 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     Ok(Action::Rotate(args))
 }
 
-fn file(path: PathBuf) -> Destination {
-    if path.as_os_str() == "-" {
+fn file(path: OsString) -> Destination {
+    if path == "-" {
         return Destination::Stdout;
     }
-    Destination::File(path)
+    Destination::File(path.into())
 }
 
 fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
@@ -177,23 +186,11 @@ fn ends_in_carriage_return(word: &OsString) -> bool {
     text.trim_end_matches('\n').ends_with('\r')
 }
 
-fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, Error> {
+fn value(parser: &mut lexopt::Parser, name: &'static str) -> Result<Setting, Error> {
     match parser.value() {
-        Ok(value) if !value.is_empty() => Ok(value),
-        _ => Error::usage(format!("{option}: a value is required")),
+        Ok(value) if !value.is_empty() => Ok(Setting { name, value }),
+        _ => Error::usage(format!("{name}: a value is required")),
     }
-}
-
-/// Returns the path in the value of an option. In a script with Windows line endings, it would end in a
-/// carriage return, and the secret would go into another file.
-fn path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Error> {
-    let path = value(parser, option)?;
-    if path.to_string_lossy().contains(char::is_control) {
-        return Error::usage(format!(
-            "{option}: contains a control character (Windows line endings?)"
-        ));
-    }
-    Ok(path.into())
 }
 
 impl From<lexopt::Error> for Error {

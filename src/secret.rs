@@ -6,7 +6,7 @@ use std::fmt;
 pub const HIDDEN: &str = "[hidden]";
 
 /// The longest key and signature, in bytes: web servers reject longer header lines.
-pub const MAX_KEY: usize = 8000;
+const MAX_KEY: usize = 8000;
 
 /// In characters: what is shown of a text before an ellipsis, what gives a secret away, and what may
 /// be an unknown secret.

@@ -2,22 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::PathBuf;
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 
 use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::address::{Proxy, Url, is_loopback};
-use crate::cli::{Arguments, Mode};
+use crate::cli::{Arguments, Mode, Setting};
 use crate::error::{Error, io_message};
 use crate::output::Destination;
-use crate::secret::{MAX_KEY, Secret, may_contain_key, show, trim};
+use crate::secret::{Secret, may_contain_key, show, trim};
 use crate::signal;
 
-/// The longest files, in bytes: the longest key with some whitespace, and ten times the CAs of a
-/// Linux distribution.
-const MAX_FILE: u64 = MAX_KEY as u64 + 64;
-const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
+/// In bytes: a hundred times the CAs of a Linux distribution.
+const MAX_FILE: u64 = 32 * 1024 * 1024;
 
 /// Everything that a run needs to know.
 #[derive(Debug)]
@@ -43,51 +41,131 @@ pub struct CaFile {
     pub certificates: Vec<Certificate<'static>>,
 }
 
-/// The environment. An empty variable counts as unset.
-struct Env<'a>(&'a dyn Fn(&'static str) -> Option<OsString>);
+/// Returns the value of a variable. An empty one counts as unset.
+type Env<'a> = &'a dyn Fn(&'static str) -> Option<Setting>;
 
-impl Env<'_> {
-    fn get(&self, name: &'static str) -> Option<OsString> {
-        (self.0)(name).filter(|value| !value.is_empty())
+/// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
+/// that may contain a secret.
+pub fn read(
+    args: Arguments,
+    env: impl Fn(&'static str) -> Option<OsString>,
+) -> Result<Options, Error> {
+    let env = |name| {
+        let value = env(name).filter(|value| !value.is_empty())?;
+        Some(Setting { name, value })
+    };
+    let key = read_key(&env)?;
+    let client = read_client(args.client, &env, &key)?;
+    let Some(address) = args.url.or_else(|| env("DOCSPACE_BASE_URL")) else {
+        return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
+    };
+    let url = read_url(&address, &key)?;
+    let proxy = read_proxy(&url, &env, &key)?;
+    let is_local =
+        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
+    if !url.https && !is_local && !args.allow_http {
+        return Error::usage(format!(
+            "{}: http:// would send the key unencrypted: use https://, or give --allow-http",
+            address.name
+        ));
     }
-
-    /// Returns the value of a variable, or the contents of the file that another one names, and
-    /// which of the two it is.
-    fn get_or_read(
-        &self,
-        variable: &'static str,
-        file_variable: &'static str,
-        missing: &str,
-    ) -> Result<(&'static str, Vec<u8>), Error> {
-        match (self.get(variable), self.get(file_variable)) {
-            (Some(value), None) => Ok((variable, value.into_encoded_bytes())),
-            (None, Some(path)) => {
-                let what = format!("the file in {file_variable}");
-                let text = read_file(&path, &what, MAX_FILE).or_else(|error| {
-                    let (path, why) = (path_to_show(&path), io_message(&error));
-                    Error::usage(format!("{file_variable}: cannot read {path}: {why}"))
-                })?;
-                Ok((file_variable, text))
-            }
-            (Some(_), Some(_)) => Error::usage(format!(
-                "{variable} and {file_variable} are both set: unset one of them"
-            )),
-            (None, None) => Error::usage(format!(
-                "{missing} {variable}, or {file_variable} to the path of a file that contains it"
-            )),
-        }
+    let destination = args.destination.unwrap_or(Destination::Stdout);
+    match &destination {
+        Destination::Stdout => {}
+        Destination::File(path) => check("--output", path.as_ref(), &key)?,
+        Destination::Command(name, _) => check("COMMAND", name, &key)?,
     }
+    let ca_file = match args.cacert.or_else(|| env("SSL_CERT_FILE")) {
+        Some(setting) => Some(read_ca_file(&setting, &key)?),
+        None => None,
+    };
+    Ok(Options {
+        mode: match args.only {
+            Some(step) => step,
+            None if args.check => Mode::Check,
+            None => Mode::All,
+        },
+        verify: args.verify,
+        client,
+        url,
+        proxy,
+        ca_file,
+        key,
+        destination,
+        newline: !args.no_newline,
+        json: args.json,
+        quiet: args.quiet,
+    })
 }
 
-fn read_file(path: &OsStr, what: &str, limit: u64) -> io::Result<Vec<u8>> {
-    signal::doing(format!("while reading {what}"));
-    let mut text = vec![];
-    // Anything longer (/dev/zero) is not read to its end.
-    File::open(path)?.take(limit).read_to_end(&mut text)?;
-    if text.len() as u64 == limit {
-        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+/// Refuses a setting that contains the key, and so could show it in a message. Case does not
+/// matter. In a script with Windows line endings, a path would end in a carriage return, and the
+/// secret would go into another file.
+fn check(name: &str, value: &OsStr, key: &Secret) -> Result<(), Error> {
+    let key = key.expose().to_ascii_lowercase();
+    let value = value.to_string_lossy().to_ascii_lowercase();
+    // A shorter one could be part of any setting by chance.
+    if key.len() >= 16 && value.contains(&key) {
+        return Error::usage(format!(
+            "{name} contains the API key: put it only in DOCSPACE_API_KEY"
+        ));
     }
-    Ok(text)
+    if value.contains(char::is_control) {
+        return Error::usage(format!(
+            "{name}: contains a control character (Windows line endings?)"
+        ));
+    }
+    Ok(())
+}
+
+fn read_key(env: Env) -> Result<Secret, Error> {
+    let missing = "no API key: set";
+    let Setting { name, value } =
+        value_or_file(env, "DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", missing)?;
+    Secret::key(value.as_encoded_bytes()).or_else(|why| Error::usage(format!("{name} {why}")))
+}
+
+fn read_client(argument: Option<Setting>, env: Env, key: &Secret) -> Result<String, Error> {
+    let missing = "no client id: give CLIENT_ID, or set";
+    let Setting { name, value } = match argument {
+        Some(client) => client,
+        None => value_or_file(
+            env,
+            "DOCSPACE_CLIENT_ID",
+            "DOCSPACE_CLIENT_ID_FILE",
+            missing,
+        )?,
+    };
+    let client = client_id(value.as_encoded_bytes());
+    let client = client.or_else(|why| Error::usage(format!("{name} {why}")))?;
+    check(name, client.as_ref(), key)?;
+    Ok(client)
+}
+
+/// Returns the value of a variable, or the contents of the file that another one names.
+fn value_or_file(
+    env: Env,
+    variable: &'static str,
+    file_variable: &'static str,
+    missing: &str,
+) -> Result<Setting, Error> {
+    match (env(variable), env(file_variable)) {
+        (Some(setting), None) => Ok(setting),
+        (None, Some(file)) => {
+            let path = path_to_show(&file.value);
+            let text = read_file(&file.value, &format!("{path} (from {file_variable})"))?;
+            Ok(Setting {
+                name: file_variable,
+                value: OsString::from_vec(text),
+            })
+        }
+        (Some(_), Some(_)) => Error::usage(format!(
+            "{variable} and {file_variable} are both set: unset one of them"
+        )),
+        (None, None) => Error::usage(format!(
+            "{missing} {variable}, or {file_variable} to the path of a file that contains it"
+        )),
+    }
 }
 
 /// Returns the path of a file, unless it could be the key: a key has no slash.
@@ -99,78 +177,15 @@ fn path_to_show(path: &OsStr) -> String {
     show(path)
 }
 
-/// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
-/// that may contain a secret.
-pub fn read(
-    args: Arguments,
-    env: impl Fn(&'static str) -> Option<OsString>,
-) -> Result<Options, Error> {
-    let env = Env(&env);
-    let key = read_key(&env)?;
-    let client = read_client(args.client, &env, &key)?;
-    let (url, name) = read_url(args.url, &env, &key)?;
-    let proxy = read_proxy(&url, &env, &key)?;
-    let is_local =
-        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
-    if !url.https && !is_local && !args.allow_http {
-        return Error::usage(format!(
-            "{name}: http:// would send the key unencrypted: use https://, or give --allow-http"
-        ));
+/// Reads a file, but nothing without an end (/dev/zero).
+fn read_file(path: &OsStr, name: &str) -> Result<Vec<u8>, Error> {
+    signal::doing(format!("while reading {name}"));
+    let mut text = vec![];
+    let result = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut text));
+    match result {
+        Ok(_) => Ok(text),
+        Err(error) => Error::usage(format!("cannot read {name}: {}", io_message(&error))),
     }
-    let destination = args.destination.unwrap_or(Destination::Stdout);
-    match &destination {
-        Destination::Stdout => {}
-        Destination::File(path) => refuse_key(&key, "--output", path.as_ref())?,
-        Destination::Command(name, _) => refuse_key(&key, "COMMAND", name)?,
-    }
-    Ok(Options {
-        mode: match args.only {
-            Some(step) => step,
-            None if args.check => Mode::Check,
-            None => Mode::All,
-        },
-        verify: args.verify,
-        client,
-        url,
-        proxy,
-        ca_file: read_ca_file(args.cacert, &env, &key)?,
-        key,
-        destination,
-        newline: !args.no_newline,
-        json: args.json,
-        quiet: args.quiet,
-    })
-}
-
-/// Refuses a setting that contains the key, and so could show it in a message. Case does not
-/// matter.
-fn refuse_key(key: &Secret, name: &str, setting: &OsStr) -> Result<(), Error> {
-    let key = key.expose().to_ascii_lowercase();
-    let setting = setting.to_string_lossy().to_ascii_lowercase();
-    // A shorter one could be part of any setting by chance.
-    if key.len() >= 16 && setting.contains(&key) {
-        return Error::usage(format!(
-            "{name} contains the API key: put it only in DOCSPACE_API_KEY"
-        ));
-    }
-    Ok(())
-}
-
-fn read_key(env: &Env) -> Result<Secret, Error> {
-    let missing = "no API key: set";
-    let (name, text) = env.get_or_read("DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", missing)?;
-    Secret::key(&text).or_else(|why| Error::usage(format!("{name} {why}")))
-}
-
-fn read_client(argument: Option<OsString>, env: &Env, key: &Secret) -> Result<String, Error> {
-    let missing = "no client id: give CLIENT_ID, or set";
-    let (name, text) = match argument {
-        Some(client) => ("CLIENT_ID", client.into_encoded_bytes()),
-        None => env.get_or_read("DOCSPACE_CLIENT_ID", "DOCSPACE_CLIENT_ID_FILE", missing)?,
-    };
-    let client = client_id(&text).or_else(|why| Error::usage(format!("{name} {why}")))?;
-    refuse_key(key, name, client.as_ref())?;
-    Ok(client)
 }
 
 /// Accepts a client's id with whitespace around it: 1 to 128 characters that need no escaping in a
@@ -188,51 +203,29 @@ fn client_id(text: &[u8]) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// Returns the portal's address, and the name of the setting that it comes from.
-fn read_url(
-    argument: Option<OsString>,
-    env: &Env,
-    key: &Secret,
-) -> Result<(Url, &'static str), Error> {
-    let (name, text) = match (argument, env.get("DOCSPACE_BASE_URL")) {
-        (Some(url), _) => ("--url", url),
-        (None, Some(url)) => ("DOCSPACE_BASE_URL", url),
-        (None, None) => {
-            return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
-        }
-    };
-    let url = Url::parse(&text.to_string_lossy());
+fn read_url(setting: &Setting, key: &Secret) -> Result<Url, Error> {
+    let name = setting.name;
+    let url = Url::parse(&setting.value.to_string_lossy());
     let url = url.or_else(|why| Error::usage(format!("{name}: {why}")))?;
-    refuse_key(key, name, url.text.as_ref())?;
-    Ok((url, name))
+    check(name, url.text.as_ref(), key)?;
+    Ok(url)
 }
 
-fn read_proxy(url: &Url, env: &Env, key: &Secret) -> Result<Option<Proxy>, Error> {
+fn read_proxy(url: &Url, env: Env, key: &Secret) -> Result<Option<Proxy>, Error> {
     let proxy = Proxy::choose(url, |variable| {
-        Some(env.get(variable)?.to_string_lossy().into_owned())
+        Some(env(variable)?.value.to_string_lossy().into_owned())
     })?;
     if let Some(proxy) = &proxy {
-        refuse_key(key, proxy.variable, proxy.address.as_ref())?;
+        check(proxy.variable, proxy.address.as_ref(), key)?;
     }
     Ok(proxy)
 }
 
-fn read_ca_file(
-    argument: Option<PathBuf>,
-    env: &Env,
-    key: &Secret,
-) -> Result<Option<CaFile>, Error> {
-    let (source, path) = match (argument, env.get("SSL_CERT_FILE")) {
-        (Some(path), _) => ("--cacert", path.into_os_string()),
-        (None, Some(path)) => ("SSL_CERT_FILE", path),
-        (None, None) => return Ok(None),
-    };
-    refuse_key(key, source, &path)?;
-    let name = format!("{} (from {source})", show(&path));
-    let pem = read_file(&path, "the CA file", MAX_CA_FILE).or_else(|error| {
-        let why = io_message(&error);
-        Error::usage(format!("cannot read the CA file {name}: {why}"))
-    })?;
+fn read_ca_file(setting: &Setting, key: &Secret) -> Result<CaFile, Error> {
+    let path = &setting.value;
+    check(setting.name, path, key)?;
+    let name = format!("{} (from {})", show(path), setting.name);
+    let pem = read_file(path, &format!("the CA file {name}"))?;
     let mut certificates = vec![];
     for item in parse_pem(trim(&pem)) {
         match item {
@@ -249,7 +242,7 @@ fn read_ca_file(
             "the CA file {name} contains no certificate in PEM format"
         ));
     }
-    Ok(Some(CaFile { name, certificates }))
+    Ok(CaFile { name, certificates })
 }
 
 #[cfg(test)]
@@ -516,7 +509,7 @@ mod tests {
         ] {
             let env = [("DOCSPACE_API_KEY", ""), ("DOCSPACE_API_KEY_FILE", path)];
             let why = "No such file or directory";
-            let expected = format!("DOCSPACE_API_KEY_FILE: cannot read {shown}: {why}");
+            let expected = format!("cannot read {shown} (from DOCSPACE_API_KEY_FILE): {why}");
             assert_eq!(error_with(&["id"], &env), expected, "{name}");
         }
     }

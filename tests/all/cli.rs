@@ -152,7 +152,7 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--cacert", "/dev/zero"],
-            "cannot read the CA file /dev/zero (from --cacert): File too large",
+            "the CA file /dev/zero (from --cacert) contains no certificate in PEM format",
         ),
     ] {
         assert_usage_error(settings(&portal).args(args), words);
@@ -234,14 +234,14 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
         let mut command = settings(&portal);
         assert_usage_error(
             command.env_remove(variable).env(&file, path),
-            &format!("{file}{words}"),
+            &words.replace("FILE", &file),
         );
     };
     for text in ["sk-hush\nsk-hush-too\n", "'hush'", "\n", &"h".repeat(8001)] {
         is_mistake(
             "DOCSPACE_API_KEY",
             &folder.file("hush", text),
-            &format!(" {NO_KEY}"),
+            &format!("FILE {NO_KEY}"),
         );
     }
     for text in [
@@ -255,20 +255,24 @@ fn unusable_files_are_mistakes_that_show_neither_name_nor_contents() {
         is_mistake(
             "DOCSPACE_CLIENT_ID",
             &folder.file("hush", text),
-            &format!(" {NO_ID}"),
+            &format!("FILE {NO_ID}"),
         );
     }
     is_mistake(
         "DOCSPACE_API_KEY",
         Path::new("/dev/zero"),
-        ": cannot read /dev/zero: File too large",
+        &format!("FILE {NO_KEY} (byte 1 is 0x00)"),
     );
     for variable in ["DOCSPACE_API_KEY", "DOCSPACE_CLIENT_ID"] {
-        is_mistake(variable, Path::new("/"), ": cannot read /: Is a directory");
+        is_mistake(
+            variable,
+            Path::new("/"),
+            "cannot read / (from FILE): Is a directory",
+        );
         is_mistake(
             variable,
             Path::new("sk-hush"),
-            ": cannot read the file: No such file or directory",
+            "cannot read the file (from FILE): No such file or directory",
         );
     }
 }
@@ -283,12 +287,13 @@ fn the_timeout_covers_a_fifo_without_a_writer() {
             let mut command = settings(&portal);
             command.env_remove(name).env(format!("{name}_FILE"), &fifo);
             let file = if name == "SSL_CERT" {
-                "CA file"
+                format!("the CA file {}", fifo.display())
             } else {
-                &format!("file in {name}_FILE")
+                "the file".to_owned()
             };
             let words = format!(
-                "docspace-rotate: timed out while reading the {file}; the client's secret is …"
+                "docspace-rotate: timed out while reading {file} (from {name}_FILE); \
+                 the client's secret is …"
             );
             run(command.args(["--timeout", "2"])).assert_run(4, "", &[&words]);
         },

@@ -162,16 +162,14 @@ fn a_signal_ends_the_run_and_names_the_step_and_the_state() {
 
 #[test]
 fn a_signal_before_anything_is_sent_names_the_file() {
+    let folder = Folder::new();
+    let fifo = folder.fifo();
+    // The folder's name could be a secret.
     for (variable, file) in [
-        ("DOCSPACE_API_KEY_FILE", "the file in DOCSPACE_API_KEY_FILE"),
-        (
-            "DOCSPACE_CLIENT_ID_FILE",
-            "the file in DOCSPACE_CLIENT_ID_FILE",
-        ),
-        ("SSL_CERT_FILE", "the CA file"),
+        ("DOCSPACE_API_KEY_FILE", "the file"),
+        ("DOCSPACE_CLIENT_ID_FILE", "the file"),
+        ("SSL_CERT_FILE", &format!("the CA file {}", fifo.display())),
     ] {
-        let folder = Folder::new();
-        let fifo = folder.fifo();
         let mut command = program();
         command
             .env("DOCSPACE_BASE_URL", "http://[::1]:1")
@@ -183,7 +181,7 @@ fn a_signal_before_anything_is_sent_names_the_file() {
         // Opening it for writing waits until the program has opened it.
         let _writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
         send(&child, SIGTERM);
-        let cause = format!("ended by SIGTERM while reading {file}");
+        let cause = format!("ended by SIGTERM while reading {file} (from {variable})");
         finish(&command, child).assert_error(143, "", &cause, UNCHANGED);
     }
 }
