@@ -72,26 +72,26 @@ pub struct Setting {
 }
 
 /// What a run does: all steps, one of two, or only checks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
+    #[default]
     All,
     Regenerate,
     Revoke,
     Check,
 }
 
-/// The arguments as they were given, not yet checked.
+/// The arguments. What a variable can also give is not yet checked.
 #[derive(Debug, Default)]
 pub struct Arguments {
     pub timeout: Duration,
     pub client: Option<Setting>,
     pub url: Option<Setting>,
-    pub destination: Option<Destination>,
+    pub destination: Destination,
     pub no_newline: bool,
     pub json: bool,
-    pub only: Option<Mode>,
+    pub mode: Mode,
     pub verify: bool,
-    pub check: bool,
     pub cacert: Option<Setting>,
     pub allow_http: bool,
     pub quiet: bool,
@@ -107,20 +107,20 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     // lexopt would take what follows `--` for positional arguments.
     let dashes = words.iter().position(|word| word == "--");
     let command = dashes.map(|at| words.split_off(at));
+    let mut output = None;
+    let mut check = false;
     let mut parser = lexopt::Parser::from_args(words);
     while let Some(arg) = parser.next()? {
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
             Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
-            Short('o') | Long("output") => {
-                args.destination = Some(file(value(&mut parser, "--output")?.value));
-            }
+            Short('o') | Long("output") => output = Some(value(&mut parser, "--output")?.value),
             Short('n') | Long("no-newline") => args.no_newline = true,
             Long("json") => args.json = true,
-            Long("only") => args.only = Some(step(&value(&mut parser, "--only")?.value)?),
+            Long("only") => args.mode = step(&value(&mut parser, "--only")?.value)?,
             Long("verify") => args.verify = true,
-            Long("check") => args.check = true,
+            Long("check") => check = true,
             Long("cacert") => args.cacert = Some(value(&mut parser, "--cacert")?),
             Long("allow-http") => args.allow_http = true,
             Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?.value)?,
@@ -137,21 +137,23 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if let Some(words) = command {
-        if args.destination.is_some() {
-            return Error::usage("--output cannot be combined with COMMAND");
-        }
-        args.destination = Some(command_after_dashes(words)?);
+    if check && (args.mode != Mode::All || args.verify) {
+        return Error::usage("--check cannot be combined with --only or --verify");
     }
-    check_combination(&args)?;
+    if check {
+        args.mode = Mode::Check;
+    }
+    let has_output = output.is_some() || command.is_some();
+    if args.mode == Mode::Revoke && (has_output || args.verify) {
+        return Error::usage("--only revoke: there is no new secret to deliver or --verify");
+    }
+    args.destination = match (output, command) {
+        (Some(_), Some(_)) => return Error::usage("--output cannot be combined with COMMAND"),
+        (None, Some(words)) => command_after_dashes(words)?,
+        (Some(path), None) if path != "-" => Destination::File(path.into()),
+        _ => Destination::Stdout,
+    };
     Ok(Action::Rotate(args))
-}
-
-fn file(path: OsString) -> Destination {
-    if path == "-" {
-        return Destination::Stdout;
-    }
-    Destination::File(path.into())
 }
 
 fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
@@ -165,19 +167,6 @@ fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
         Some(name) if !name.is_empty() => Ok(Destination::Command(name, words.collect())),
         _ => Error::usage("COMMAND is missing after --"),
     }
-}
-
-fn check_combination(args: &Arguments) -> Result<(), Error> {
-    if args.check && (args.only.is_some() || args.verify) {
-        return Error::usage("--check cannot be combined with --only or --verify");
-    }
-    if args.only == Some(Mode::Revoke) && args.verify {
-        return Error::usage("--only revoke: there is no new secret to --verify");
-    }
-    if args.only == Some(Mode::Revoke) && args.destination.is_some() {
-        return Error::usage("--only revoke: there is no new secret to deliver");
-    }
-    Ok(())
 }
 
 /// Newlines after it do not matter.

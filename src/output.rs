@@ -17,8 +17,9 @@ use crate::signal;
 /// The free space that a file must have before anything is sent, in bytes.
 const MIN_FREE_SPACE: u64 = 4096;
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub enum Destination {
+    #[default]
     Stdout,
     File(PathBuf),
     Command(OsString, Vec<OsString>),
@@ -48,7 +49,7 @@ impl<'a> Output<'a> {
     /// Opens the output, and leaves the contents of a file alone. A FIFO waits for its reader.
     pub fn open(options: &'a Options) -> Result<Output<'a>, Error> {
         signal::doing("while opening the output");
-        let (verb, output) = match &options.destination {
+        let (verb, output) = match &options.args.destination {
             Destination::Stdout => ("write to", open_stdout()),
             Destination::File(path) => ("write to", open_file(path)),
             Destination::Command(name, args) => {
@@ -57,7 +58,7 @@ impl<'a> Output<'a> {
             }
         };
         output.or_else(|error| {
-            let name = options.destination.name();
+            let name = options.args.destination.name();
             let why = io_message(&error);
             Error::usage(format!("cannot {verb} {name}: {why}"))
         })
@@ -66,7 +67,7 @@ impl<'a> Output<'a> {
     /// Checks that the output can be opened. A FIFO is left alone: its reader would get an end of
     /// file.
     pub fn check(options: &Options) -> Result<(), Error> {
-        if let Destination::File(path) = &options.destination
+        if let Destination::File(path) = &options.args.destination
             && fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo())
         {
             return Ok(());
@@ -78,13 +79,13 @@ impl<'a> Output<'a> {
     pub fn deliver(self, options: &Options, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
         signal::grant_time();
-        let text = if options.json {
+        let text = if options.args.json {
             &new.object
         } else {
             &new.secret
         };
         let text = text.expose();
-        let end = if options.newline { "\n" } else { "" };
+        let end = if options.args.no_newline { "" } else { "\n" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self {
             Output::Stream(file) => write_all(file, &line),
@@ -94,7 +95,7 @@ impl<'a> Output<'a> {
         };
         if let Err(error) = delivered {
             let why = io_message(&error);
-            let name = options.destination.name();
+            let name = options.args.destination.name();
             let what = format!("the new secret was not delivered to {name}: {why}");
             return Err(Error::new(State::NotDelivered, what));
         }

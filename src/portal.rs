@@ -31,7 +31,7 @@ impl<'a> Portal<'a> {
     /// Turns the key into a signature, which later calls carry beside the key. A server without
     /// such a sign-in gets the key alone.
     pub fn sign_in(&mut self) -> Result<(), Error> {
-        let mode = self.options.mode;
+        let mode = self.options.args.mode;
         match self.call(Call::SignIn, |reply| reply::sign_in(reply, mode))? {
             Ok(signature) => self.http.signature = Some(signature),
             Err(why) => {
@@ -187,7 +187,7 @@ impl<'a> Portal<'a> {
     }
 
     fn log(&self, line: &str) {
-        if !self.options.quiet {
+        if !self.options.args.quiet {
             log(line);
         }
     }

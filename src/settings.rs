@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::address::{Proxy, Url, is_loopback};
-use crate::cli::{Arguments, Mode, Setting};
+use crate::cli::{Arguments, Setting};
 use crate::error::{Error, io_message};
 use crate::output::Destination;
 use crate::secret::{Secret, may_contain_key, show, trim};
@@ -20,17 +20,12 @@ const MAX_FILE: u64 = 32 * 1024 * 1024;
 /// Everything that a run needs to know.
 #[derive(Debug)]
 pub struct Options {
-    pub mode: Mode,
-    pub verify: bool,
+    pub args: Arguments,
     pub client: String,
     pub url: Url,
     pub proxy: Option<Proxy>,
     pub key: Secret,
     pub ca_file: Option<CaFile>,
-    pub destination: Destination,
-    pub newline: bool,
-    pub json: bool,
-    pub quiet: bool,
 }
 
 /// The CA certificates that replace the built-in ones.
@@ -47,7 +42,7 @@ type Env<'a> = &'a dyn Fn(&'static str) -> Option<Setting>;
 /// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
 /// that may contain a secret.
 pub fn read(
-    args: Arguments,
+    mut args: Arguments,
     env: impl Fn(&'static str) -> Option<OsString>,
 ) -> Result<Options, Error> {
     let env = |name| {
@@ -55,8 +50,8 @@ pub fn read(
         Some(Setting { name, value })
     };
     let key = read_key(&env)?;
-    let client = read_client(args.client, &env, &key)?;
-    let Some(address) = args.url.or_else(|| env("DOCSPACE_BASE_URL")) else {
+    let client = read_client(args.client.take(), &env, &key)?;
+    let Some(address) = args.url.take().or_else(|| env("DOCSPACE_BASE_URL")) else {
         return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
     };
     let url = read_url(&address, &key)?;
@@ -69,32 +64,22 @@ pub fn read(
             address.name
         ));
     }
-    let destination = args.destination.unwrap_or(Destination::Stdout);
-    match &destination {
+    match &args.destination {
         Destination::Stdout => {}
         Destination::File(path) => check("--output", path.as_ref(), &key)?,
         Destination::Command(name, _) => check("COMMAND", name, &key)?,
     }
-    let ca_file = match args.cacert.or_else(|| env("SSL_CERT_FILE")) {
+    let ca_file = match args.cacert.take().or_else(|| env("SSL_CERT_FILE")) {
         Some(setting) => Some(read_ca_file(&setting, &key)?),
         None => None,
     };
     Ok(Options {
-        mode: match args.only {
-            Some(step) => step,
-            None if args.check => Mode::Check,
-            None => Mode::All,
-        },
-        verify: args.verify,
+        args,
         client,
         url,
         proxy,
         ca_file,
         key,
-        destination,
-        newline: !args.no_newline,
-        json: args.json,
-        quiet: args.quiet,
     })
 }
 
@@ -250,7 +235,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cli::{Action, parse};
+    use crate::cli::{Action, Mode, parse};
+    use crate::output::Destination;
 
     const ENV: &[(&str, &str)] = &[
         ("DOCSPACE_BASE_URL", "https://portal.example"),
@@ -278,13 +264,14 @@ mod tests {
     #[test]
     fn defaults() {
         let found = options(&["client-1"], &[]);
-        assert_eq!(found.mode, Mode::All);
+        assert_eq!(found.args.mode, Mode::All);
         assert_eq!(found.client, "client-1");
         assert_eq!(found.url.text, "https://portal.example");
         assert_eq!(found.key.expose(), "sk-hush");
-        assert_eq!(found.destination, Destination::Stdout);
+        assert_eq!(found.args.destination, Destination::Stdout);
         assert!(found.proxy.is_none() && found.ca_file.is_none());
-        assert!(found.newline && !found.verify && !found.json && !found.quiet);
+        let args = found.args;
+        assert!(!args.no_newline && !args.verify && !args.json && !args.quiet);
         let Ok(Action::Rotate(arguments)) = parse(vec!["id".into()]) else {
             panic!("no run")
         };
@@ -305,16 +292,25 @@ mod tests {
             "id",
         ];
         let found = options(&args, &[]);
-        assert_eq!(found.mode, Mode::Regenerate);
-        assert_eq!(found.destination, Destination::File("out".into()));
-        assert!(found.verify && found.json && !found.newline && found.quiet);
-        assert_eq!(options(&["x", "--only=revoke"], &[]).mode, Mode::Revoke);
-        assert_eq!(options(&["x", "--check", "-o", "f"], &[]).mode, Mode::Check);
+        assert_eq!(found.args.mode, Mode::Regenerate);
+        assert_eq!(found.args.destination, Destination::File("out".into()));
+        let args = found.args;
+        assert!(args.verify && args.json && args.no_newline && args.quiet);
         assert_eq!(
-            options(&["x", "-o", "-"], &[]).destination,
+            options(&["x", "--only=revoke"], &[]).args.mode,
+            Mode::Revoke
+        );
+        assert_eq!(
+            options(&["x", "--check", "-o", "f"], &[]).args.mode,
+            Mode::Check
+        );
+        assert_eq!(
+            options(&["x", "-o", "-"], &[]).args.destination,
             Destination::Stdout
         );
-        let command = options(&["x", "--", "store", "-x", "--"], &[]).destination;
+        let command = options(&["x", "--", "store", "-x", "--"], &[])
+            .args
+            .destination;
         assert_eq!(
             command,
             Destination::Command("store".into(), vec!["-x".into(), "--".into()])

@@ -106,15 +106,15 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--only", "revoke", "--verify"],
-            "--only revoke: there is no new secret to --verify",
+            "--only revoke: there is no new secret to deliver or --verify",
         ),
         (
             &["--only", "revoke", "-o", "-"],
-            "--only revoke: there is no new secret to deliver",
+            "--only revoke: there is no new secret to deliver or --verify",
         ),
         (
             &["--only", "revoke", "--", "cat"],
-            "--only revoke: there is no new secret to deliver",
+            "--only revoke: there is no new secret to deliver or --verify",
         ),
         (
             &["-o", "file", "--", "cat"],
