@@ -126,13 +126,10 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?.value)?,
             Short('q') | Long("quiet") => args.quiet = true,
             Value(value) if args.client.is_none() => {
-                let name = "CLIENT_ID";
-                args.client = Some(Setting { name, value });
-            }
-            Value(_) => {
-                return Error::usage(
-                    "unexpected argument after CLIENT_ID: write -- before COMMAND",
-                );
+                args.client = Some(Setting {
+                    name: "CLIENT_ID",
+                    value,
+                });
             }
             other => return Err(other.unexpected().into()),
         }
@@ -162,9 +159,10 @@ fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
             "COMMAND: an argument ends in a carriage return (Windows line endings?)",
         );
     }
-    let mut words = words.into_iter().skip(1);
-    match words.next() {
-        Some(name) if !name.is_empty() => Ok(Destination::Command(name, words.collect())),
+    match words.as_slice() {
+        [_, name, args @ ..] if !name.is_empty() => {
+            Ok(Destination::Command(name.clone(), args.to_vec()))
+        }
         _ => Error::usage("COMMAND is missing after --"),
     }
 }
@@ -190,7 +188,7 @@ impl From<lexopt::Error> for Error {
             }
             UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
             UnexpectedValue { option, .. } => format!("{option}: takes no value"),
-            _ => "invalid argument".to_owned(),
+            _ => "unexpected argument after CLIENT_ID: write -- before COMMAND".to_owned(),
         };
         Error::new(State::Usage, what)
     }

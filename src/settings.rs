@@ -69,10 +69,7 @@ pub fn read(
         Destination::File(path) => check("--output", path.as_ref(), &key)?,
         Destination::Command(name, _) => check("COMMAND", name, &key)?,
     }
-    let ca_file = match args.cacert.take().or_else(|| env("SSL_CERT_FILE")) {
-        Some(setting) => Some(read_ca_file(&setting, &key)?),
-        None => None,
-    };
+    let ca_file = read_ca_file(args.cacert.take().or_else(|| env("SSL_CERT_FILE")), &key)?;
     Ok(Options {
         args,
         client,
@@ -181,8 +178,7 @@ fn client_id(text: &[u8]) -> Result<String, &'static str> {
         return Err("contains an API key: put it only in DOCSPACE_API_KEY");
     }
     let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
-    let has_valid_length = (1..=128).contains(&id.len());
-    if !has_valid_length || !id.chars().all(is_valid) || id == "." || id == ".." {
+    if id.len() > 128 || !id.chars().all(is_valid) || matches!(&*id, "" | "." | "..") {
         return Err("is not a valid client id: expected 1 to 128 of A-Z a-z 0-9 - . _ ~");
     }
     Ok(id.into_owned())
@@ -206,20 +202,23 @@ fn read_proxy(url: &Url, env: Env, key: &Secret) -> Result<Option<Proxy>, Error>
     Ok(proxy)
 }
 
-fn read_ca_file(setting: &Setting, key: &Secret) -> Result<CaFile, Error> {
-    let path = &setting.value;
-    check(setting.name, path, key)?;
-    let name = format!("{} (from {})", show(path), setting.name);
-    let pem = read_file(path, &format!("the CA file {name}"))?;
+fn read_ca_file(setting: Option<Setting>, key: &Secret) -> Result<Option<CaFile>, Error> {
+    let Some(Setting { name, value }) = setting else {
+        return Ok(None);
+    };
+    check(name, &value, key)?;
+    let name = format!("{} (from {name})", show(&value));
+    let pem = read_file(&value, &format!("the CA file {name}"))?;
     let mut certificates = vec![];
     for item in parse_pem(trim(&pem)) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
-            Ok(_) => {}
-            Err(_) => {
-                let what = "a malformed certificate (check BEGIN, END and base64)";
-                return Error::usage(format!("the CA file {name} contains {what}"));
-            }
+        let Ok(item) = item else {
+            return Error::usage(format!(
+                "the CA file {name} contains a malformed certificate \
+                 (check BEGIN, END and base64)"
+            ));
+        };
+        if let PemItem::Certificate(certificate) = item {
+            certificates.push(certificate);
         }
     }
     if certificates.is_empty() {
@@ -227,7 +226,7 @@ fn read_ca_file(setting: &Setting, key: &Secret) -> Result<CaFile, Error> {
             "the CA file {name} contains no certificate in PEM format"
         ));
     }
-    Ok(CaFile { name, certificates })
+    Ok(Some(CaFile { name, certificates }))
 }
 
 #[cfg(test)]
