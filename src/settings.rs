@@ -51,17 +51,14 @@ pub fn read(
     };
     let key = read_key(&env)?;
     let client = read_client(args.client.take(), &env, &key)?;
-    let Some(address) = args.url.take().or_else(|| env("DOCSPACE_BASE_URL")) else {
-        return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
-    };
-    let url = read_url(&address, &key)?;
+    let url = read_url(args.url.take().or_else(|| env("DOCSPACE_BASE_URL")), &key)?;
     let proxy = read_proxy(&url, &env, &key)?;
     let is_local =
         is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
     if !url.https && !is_local && !args.allow_http {
         return Error::usage(format!(
             "{}: http:// would send the key unencrypted: use https://, or give --allow-http",
-            address.name
+            url.host
         ));
     }
     match &args.destination {
@@ -184,9 +181,11 @@ fn client_id(text: &[u8]) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-fn read_url(setting: &Setting, key: &Secret) -> Result<Url, Error> {
-    let name = setting.name;
-    let url = Url::parse(&setting.value.to_string_lossy());
+fn read_url(setting: Option<Setting>, key: &Secret) -> Result<Url, Error> {
+    let Some(Setting { name, value }) = setting else {
+        return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
+    };
+    let url = Url::parse(&value.to_string_lossy());
     let url = url.or_else(|why| Error::usage(format!("{name}: {why}")))?;
     check(name, url.text.as_ref(), key)?;
     Ok(url)

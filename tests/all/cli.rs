@@ -124,7 +124,7 @@ fn mistakes_send_nothing() {
         (&["--", ""], "COMMAND is missing after --"),
         (
             &["--url", "http://127.0.0.1.invalid"],
-            "--url: http:// would send the key unencrypted: ",
+            "127.0.0.1.invalid: http:// would send the key unencrypted: ",
         ),
         (
             &["--url", "https://user:hush@portal.invalid"],
