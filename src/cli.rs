@@ -71,14 +71,13 @@ pub struct Setting {
     pub value: OsString,
 }
 
-/// What a run does: all steps, one of two, or only checks.
+/// The steps of a run.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     #[default]
     All,
     Regenerate,
     Revoke,
-    Check,
 }
 
 /// The arguments. What a variable can also give is not yet checked.
@@ -92,6 +91,7 @@ pub struct Arguments {
     pub json: bool,
     pub mode: Mode,
     pub verify: bool,
+    pub check: bool,
     pub cacert: Option<Setting>,
     pub allow_http: bool,
     pub quiet: bool,
@@ -108,7 +108,6 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     let dashes = words.iter().position(|word| word == "--");
     let command = dashes.map(|at| words.split_off(at));
     let mut output = None;
-    let mut check = false;
     let mut parser = lexopt::Parser::from_args(words);
     while let Some(arg) = parser.next()? {
         match arg {
@@ -120,7 +119,7 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             Long("json") => args.json = true,
             Long("only") => args.mode = step(&value(&mut parser, "--only")?.value)?,
             Long("verify") => args.verify = true,
-            Long("check") => check = true,
+            Long("check") => args.check = true,
             Long("cacert") => args.cacert = Some(value(&mut parser, "--cacert")?),
             Long("allow-http") => args.allow_http = true,
             Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?.value)?,
@@ -134,11 +133,8 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if check && (args.mode != Mode::All || args.verify) {
+    if args.check && (args.mode != Mode::All || args.verify) {
         return Error::usage("--check cannot be combined with --only or --verify");
-    }
-    if check {
-        args.mode = Mode::Check;
     }
     let has_output = output.is_some() || command.is_some();
     if args.mode == Mode::Revoke && (has_output || args.verify) {
