@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::time::Duration;
 
 use lexopt::Error::{UnexpectedOption, UnexpectedValue};
@@ -117,12 +117,12 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
             Short('o') | Long("output") => output = Some(value(&mut parser, "--output")?.value),
             Short('n') | Long("no-newline") => args.no_newline = true,
             Long("json") => args.json = true,
-            Long("only") => args.mode = step(&value(&mut parser, "--only")?.value)?,
+            Long("only") => args.mode = step(value(&mut parser, "--only")?)?,
             Long("verify") => args.verify = true,
             Long("check") => args.check = true,
             Long("cacert") => args.cacert = Some(value(&mut parser, "--cacert")?),
             Long("allow-http") => args.allow_http = true,
-            Long("timeout") => args.timeout = seconds(&value(&mut parser, "--timeout")?.value)?,
+            Long("timeout") => args.timeout = seconds(value(&mut parser, "--timeout")?)?,
             Short('q') | Long("quiet") => args.quiet = true,
             Value(value) if args.client.is_none() => {
                 args.client = Some(Setting {
@@ -190,22 +190,21 @@ impl From<lexopt::Error> for Error {
     }
 }
 
-fn step(text: &OsStr) -> Result<Mode, Error> {
-    match text.to_str() {
+fn step(only: Setting) -> Result<Mode, Error> {
+    match only.value.to_str() {
         Some("regenerate") => Ok(Mode::Regenerate),
         Some("revoke") => Ok(Mode::Revoke),
         _ => Error::usage("--only: STEP must be regenerate or revoke"),
     }
 }
 
-fn seconds(text: &OsStr) -> Result<Duration, Error> {
+fn seconds(timeout: Setting) -> Result<Duration, Error> {
     // A JSON number, because that parser is in the binary anyway: the one of `f64` has 36 KB.
-    let number: serde_json::Value = text.to_string_lossy().parse().unwrap_or_default();
+    let number: serde_json::Value = timeout.value.to_string_lossy().parse().unwrap_or_default();
     let seconds = number.as_f64().unwrap_or_default();
-    let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A signature lives five minutes (read in DocSpace's source), and is never renewed.
-    if timeout.is_zero() || timeout > Duration::from_secs(240) {
-        return Error::usage("--timeout: expected seconds, more than 0 and at most 240");
+    if seconds > 0.0 && seconds <= 240.0 {
+        return Ok(Duration::from_secs_f64(seconds));
     }
-    Ok(timeout)
+    Error::usage("--timeout: expected seconds, more than 0 and at most 240")
 }
