@@ -58,14 +58,12 @@ Running again is safe (after 7, in a few minutes): it replaces any other secret.
 ";
 
 /// What the command line asks for: a text, or a run.
-#[derive(Debug)]
 pub enum Action {
     Print(&'static str),
     Rotate(Arguments),
 }
 
 /// A value, and the argument or variable that it comes from.
-#[derive(Debug)]
 pub struct Setting {
     pub name: &'static str,
     pub value: OsString,
@@ -81,7 +79,7 @@ pub enum Mode {
 }
 
 /// The arguments. What a variable can also give is not yet checked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Arguments {
     pub timeout: Duration,
     pub client: Option<Setting>,

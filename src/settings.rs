@@ -18,7 +18,6 @@ use crate::signal;
 const MAX_FILE: u64 = 32 * 1024 * 1024;
 
 /// Everything that a run needs to know.
-#[derive(Debug)]
 pub struct Options {
     pub args: Arguments,
     pub client: String,
@@ -29,7 +28,6 @@ pub struct Options {
 }
 
 /// The CA certificates that replace the built-in ones.
-#[derive(Debug)]
 pub struct CaFile {
     /// Its path and its source, as in `ca.pem (from --cacert)`.
     pub name: String,
@@ -274,7 +272,6 @@ mod tests {
             panic!("no run")
         };
         assert_eq!(arguments.timeout, Duration::from_secs(120));
-        assert!(!format!("{:?}", options(&["client-1"], &[])).contains("hush"));
     }
 
     #[test]
@@ -346,7 +343,9 @@ mod tests {
             (&["--cacert=missing.pem"][..], "missing.pem (from --cacert)"),
             (&[], "missing-variable.pem (from SSL_CERT_FILE)"),
         ] {
-            let error = options_with(&[&args, more].concat(), &env).expect_err(named);
+            let error = options_with(&[&args, more].concat(), &env)
+                .err()
+                .expect(named);
             let error = error.to_string();
             assert!(error.contains(named), "{error}");
         }
@@ -449,7 +448,7 @@ mod tests {
 
     /// Returns the error of a run with these settings.
     fn error_with(args: &[&str], env: &[(&str, &str)]) -> String {
-        let error = options_with(args, env).expect_err("a bad setting");
+        let error = options_with(args, env).err().expect("a bad setting");
         let line = error.to_string();
         let end = "; nothing was sent; see --help";
         line.strip_suffix(end)
