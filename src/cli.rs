@@ -134,8 +134,7 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     if args.check && (args.mode != Mode::All || args.verify) {
         return Error::usage("--check cannot be combined with --only or --verify");
     }
-    let has_output = output.is_some() || command.is_some();
-    if args.mode == Mode::Revoke && (has_output || args.verify) {
+    if args.mode == Mode::Revoke && (args.verify || output.is_some() || command.is_some()) {
         return Error::usage("--only revoke: there is no new secret to deliver or --verify");
     }
     args.destination = match (output, command) {
@@ -182,6 +181,7 @@ impl From<lexopt::Error> for Error {
             }
             UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
             UnexpectedValue { option, .. } => format!("{option}: takes no value"),
+            // No other error is left.
             _ => "unexpected argument after CLIENT_ID: write -- before COMMAND".to_owned(),
         };
         Error::new(State::Usage, what)

@@ -14,7 +14,7 @@ use crate::output::Destination;
 use crate::secret::{Secret, may_contain_key, show, trim};
 use crate::signal;
 
-/// In bytes: a hundred times the CAs of a Linux distribution.
+/// How much of a file is read, in bytes: a hundred times the CAs of a Linux distribution.
 const MAX_FILE: u64 = 32 * 1024 * 1024;
 
 /// Everything that a run needs to know.
@@ -75,9 +75,9 @@ pub fn read(
     })
 }
 
-/// Refuses a setting that contains the key, and so could show it in a message. Case does not
-/// matter. In a script with Windows line endings, a path would end in a carriage return, and the
-/// secret would go into another file.
+/// Refuses a setting that contains the key, in any case, and so could show it in a message. Refuses
+/// control characters: in a script with Windows line endings, a path ends in a carriage return, and
+/// the secret would go into another file.
 fn check(name: &str, value: &OsStr, key: &Secret) -> Result<(), Error> {
     let key = key.expose().to_ascii_lowercase();
     let value = value.to_string_lossy().to_ascii_lowercase();
@@ -96,25 +96,27 @@ fn check(name: &str, value: &OsStr, key: &Secret) -> Result<(), Error> {
 }
 
 fn read_key(env: Env) -> Result<Secret, Error> {
-    let missing = "no API key: set";
-    let Setting { name, value } =
-        value_or_file(env, "DOCSPACE_API_KEY", "DOCSPACE_API_KEY_FILE", missing)?;
+    let Setting { name, value } = value_or_file(
+        env,
+        "DOCSPACE_API_KEY",
+        "DOCSPACE_API_KEY_FILE",
+        "no API key: set",
+    )?;
     Secret::key(value.as_encoded_bytes()).or_else(|why| Error::usage(format!("{name} {why}")))
 }
 
 fn read_client(argument: Option<Setting>, env: Env, key: &Secret) -> Result<String, Error> {
-    let missing = "no client id: give CLIENT_ID, or set";
     let Setting { name, value } = match argument {
         Some(client) => client,
         None => value_or_file(
             env,
             "DOCSPACE_CLIENT_ID",
             "DOCSPACE_CLIENT_ID_FILE",
-            missing,
+            "no client id: give CLIENT_ID, or set",
         )?,
     };
-    let client = client_id(value.as_encoded_bytes());
-    let client = client.or_else(|why| Error::usage(format!("{name} {why}")))?;
+    let client =
+        client_id(value.as_encoded_bytes()).or_else(|why| Error::usage(format!("{name} {why}")))?;
     check(name, client.as_ref(), key)?;
     Ok(client)
 }
@@ -154,7 +156,7 @@ fn path_to_show(path: &OsStr) -> String {
     show(path)
 }
 
-/// Reads a file, but nothing without an end (/dev/zero).
+/// Reads a file. One without an end (/dev/zero) is cut.
 fn read_file(path: &OsStr, name: &str) -> Result<Vec<u8>, Error> {
     signal::doing(format!("while reading {name}"));
     let mut text = vec![];
@@ -183,8 +185,8 @@ fn read_url(setting: Option<Setting>, key: &Secret) -> Result<Url, Error> {
     let Some(Setting { name, value }) = setting else {
         return Error::usage("no portal address: give --url, or set DOCSPACE_BASE_URL");
     };
-    let url = Url::parse(&value.to_string_lossy());
-    let url = url.or_else(|why| Error::usage(format!("{name}: {why}")))?;
+    let url = Url::parse(&value.to_string_lossy())
+        .or_else(|why| Error::usage(format!("{name}: {why}")))?;
     check(name, url.text.as_ref(), key)?;
     Ok(url)
 }
