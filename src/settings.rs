@@ -51,9 +51,7 @@ pub fn read(
     let client = read_client(args.client.take(), &env, &key)?;
     let url = read_url(args.url.take().or_else(|| env("DOCSPACE_BASE_URL")), &key)?;
     let proxy = read_proxy(&url, &env, &key)?;
-    let is_local =
-        is_loopback(&url.host) && proxy.as_ref().is_none_or(|proxy| is_loopback(proxy.host()));
-    if !url.https && !is_local && !args.allow_http {
+    if !url.https && !args.allow_http && !is_local(&url, proxy.as_ref()) {
         return Error::usage(format!(
             "{}: http:// would send the key unencrypted: use https://, or give --allow-http",
             url.host
@@ -73,6 +71,11 @@ pub fn read(
         ca_file,
         key,
     })
+}
+
+/// Returns true if what is sent stays on this machine.
+fn is_local(url: &Url, proxy: Option<&Proxy>) -> bool {
+    is_loopback(&url.host) && proxy.is_none_or(|proxy| is_loopback(proxy.host()))
 }
 
 /// Refuses a setting that contains the key, in any case, and so could show it in a message. Refuses
