@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::command;
-use crate::error::{Error, State, fail, io_message, wait_writable};
+use crate::error::{Error, State, fail, io_message};
 use crate::secret::{NewSecret, show};
 use crate::settings::Options;
 use crate::signal;
@@ -88,7 +88,7 @@ impl<'a> Output<'a> {
         let end = if options.args.no_newline { "" } else { "\n" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self {
-            Output::Stream(file) => write_all(file, &line),
+            Output::Stream(mut file) => file.write_all(&line),
             Output::Existing(file, path) => overwrite(file, path, &line),
             Output::New(path) => create(path, &line),
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
@@ -223,29 +223,11 @@ fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     fail("the file was removed or replaced, here or on the host that it is mounted from")
 }
 
-/// Writes all bytes, even to a pipe that another process has made non-blocking. A signal ends the
-/// wait early, so a write may still say WouldBlock.
-fn write_all(mut file: File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        wait_writable(file.as_raw_fd(), -1);
-        match file.write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// Creates the file under another name, so that it appears with all of the secret in it.
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
-    let mut write_and_rename = || {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temp_path, path)
-    };
-    let result = write_and_rename();
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let result = written.and_then(|()| fs::rename(&temp_path, path));
     if result.is_err() {
         let _ = fs::remove_file(&temp_path);
     }
