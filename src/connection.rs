@@ -20,9 +20,6 @@ use crate::call::Call;
 use crate::error::State;
 use crate::signal;
 
-/// The time limit to connect.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
-
 #[derive(Debug, Clone)]
 pub struct Connection(Arc<Mutex<Inner>>);
 

@@ -1,11 +1,11 @@
 //! Why there is no reply, in plain words. ureq's own may quote the server, or name ureq's parts.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 
 use ureq::{Error, Timeout};
 
 use crate::error::io_message;
-use crate::settings::{CaFile, Options};
+use crate::settings::CaFile;
 
 #[derive(Debug)]
 pub struct Failure {
@@ -15,21 +15,10 @@ pub struct Failure {
     pub what: String,
 }
 
-impl Failure {
-    /// Explains an error.
-    pub fn new(error: &Error, options: &Options, may_have_been_sent: bool) -> Failure {
-        Failure {
-            may_have_been_sent,
-            is_final: is_final(error),
-            what: message(error, options.ca_file.as_ref()),
-        }
-    }
-}
-
 /// rustls documents this kind of I/O error. ureq's SOCKS connector uses it, too.
 const TLS_ERROR: ErrorKind = ErrorKind::InvalidData;
 
-fn is_final(error: &Error) -> bool {
+pub fn is_final(error: &Error) -> bool {
     match error {
         // A load balancer sends this alert while it starts.
         Error::Io(error) => {
@@ -51,15 +40,8 @@ fn proxy_status(text: &str) -> Option<&str> {
     Some(status)
 }
 
-/// Says why the end of a body is missing. The words of the handshake do not fit: it succeeded.
-pub fn body_message(error: io::Error) -> String {
-    match error.kind() {
-        TLS_ERROR => "TLS failed".to_owned(),
-        _ => message(&error.into(), None),
-    }
-}
-
-fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
+/// Says in plain words what went wrong.
+pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
     let why = match error {
         Error::Io(error) => match error.kind() {
             TLS_ERROR => return tls_message(&error.to_string(), ca_file),

@@ -13,7 +13,7 @@ use ureq::{Agent, Body, Error};
 
 use crate::address::Proxy;
 use crate::call::Call;
-use crate::connection::{self, Connection};
+use crate::connection::Connection;
 use crate::error::State;
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
@@ -24,9 +24,6 @@ use crate::words::server_words;
 
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
-
-/// The time limit for one attempt at anything but the PATCH.
-const ATTEMPT: Duration = Duration::from_secs(30);
 
 /// The time limit for a body after its header, except one that brings the secret, and for the expiry of
 /// the key.
@@ -63,8 +60,9 @@ impl Http<'_> {
             // Without it, a server may compress.
             .accept_encoding("identity")
             .tls_config(TlsConfig::builder().root_certs(roots(options)).build())
-            .timeout_connect(Some(connection::TIMEOUT))
-            .timeout_global(Some(ATTEMPT))
+            .timeout_connect(Some(Duration::from_secs(10)))
+            // For one attempt at anything but the PATCH.
+            .timeout_global(Some(Duration::from_secs(30)))
             // The portal may already be closing a connection that was idle for longer.
             .max_idle_age(Duration::from_secs(1))
             .max_response_header_size(MAX_HEADER)
@@ -94,16 +92,20 @@ impl Http<'_> {
         let (name, peer) = (call.name(), &self.peer);
         signal::doing(format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
-            let sent = self.connection.has_sent();
-            let mut failure = Failure::new(&error, self.options, sent);
-            let why = self.redact(&failure.what);
-            failure.what = if sent {
+            let may_have_been_sent = self.connection.has_sent();
+            let ca_file = self.options.ca_file.as_ref();
+            let why = self.redact(&failure::message(&error, ca_file));
+            let what = if may_have_been_sent {
                 format!("{peer} gave no valid answer to {name}: {why}")
             } else {
                 let tried = self.connection.take_addresses();
                 format!("{peer}{tried} could not be reached for {name}: {why}")
             };
-            failure
+            Failure {
+                may_have_been_sent,
+                is_final: failure::is_final(&error),
+                what,
+            }
         })
     }
 
@@ -213,7 +215,7 @@ impl Http<'_> {
                 Ok(0) if bytes.len() > MAX_BODY => break Some("it is too large".to_owned()),
                 Ok(0) => break None,
                 Ok(_) => bytes.extend(byte),
-                Err(error) => break Some(failure::body_message(error)),
+                Err(error) => break Some(failure::message(&error.into(), None)),
             }
             let is_short = bytes.len() <= SHORT_BODY;
             if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_ok() {
