@@ -135,7 +135,7 @@ impl Reply {
 /// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
 pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotDone> {
     let cause = sign_in_cause(reply);
-    let would_lose_secret = mode != Mode::Revoke && reply.would_compress_secret();
+    let would_lose_secret = mode != Mode::Revoke && reply.compression().is_some();
     if reply.status == 401 || would_lose_secret {
         return Err(Refused(cause));
     }
@@ -155,7 +155,7 @@ pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotD
 /// server that would compress the secret.
 pub fn ready(reply: &Reply) -> Result<(), NotDone> {
     let is_other_site = reply.is_success() && reply.is_web_page();
-    if is_other_site || reply.would_compress_secret() {
+    if is_other_site || reply.compression().is_some() {
         return Err(Refused(reply.general_cause()));
     }
     Ok(())

@@ -53,9 +53,9 @@ impl Secret {
 
     /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
     pub fn signature(text: &str) -> Option<Secret> {
-        let mut parts = text.split('.');
-        let is_valid = parts.all(|part| !part.is_empty() && part.chars().all(is_base64url));
-        if !is_valid || text.matches('.').count() != 2 || text.len() > MAX_KEY {
+        let parts: Vec<&str> = text.split('.').collect();
+        let is_part = |part: &&str| !part.is_empty() && part.chars().all(is_base64url);
+        if parts.len() != 3 || !parts.iter().all(is_part) || text.len() > MAX_KEY {
             return None;
         }
         Some(Secret::new(text))
