@@ -7,7 +7,6 @@ use ureq::{Error, Timeout};
 use crate::error::io_message;
 use crate::settings::CaFile;
 
-#[derive(Debug)]
 pub struct Failure {
     pub may_have_been_sent: bool,
     /// Whether a retry would fail in the same way: the proxy refused, or it is a TLS error.

@@ -49,18 +49,17 @@ impl<'a> Output<'a> {
     /// Opens the output, and leaves the contents of a file alone. A FIFO waits for its reader.
     pub fn open(options: &'a Options) -> Result<Output<'a>, Error> {
         signal::doing("while opening the output");
-        let (verb, output) = match &options.args.destination {
-            Destination::Stdout => ("write to", open_stdout()),
-            Destination::File(path) => ("write to", open_file(path)),
+        let output = match &options.args.destination {
+            Destination::Stdout => open_stdout(),
+            Destination::File(path) => open_file(path),
             Destination::Command(name, args) => {
-                let output = Output::Command(name, args);
-                ("run", command::check(name).map(|()| output))
+                command::check(name).map(|()| Output::Command(name, args))
             }
         };
         output.or_else(|error| {
             let name = options.args.destination.name();
             let why = io_message(&error);
-            Error::usage(format!("cannot {verb} {name}: {why}"))
+            Error::usage(format!("cannot deliver to {name}: {why}"))
         })
     }
 

@@ -62,7 +62,7 @@ fn a_missing_command_is_refused() {
 }
 
 fn assert_missing(name: &str, prepare: impl FnOnce(&mut Command) -> &mut Command) {
-    let error = format!("cannot run the command {name}: not found, or not executable");
+    let error = format!("cannot deliver to the command {name}: not found, or not executable");
     assert_refused(&error, |portal| {
         let mut command = rotate(portal);
         prepare(&mut command).args(["--", name, "x"]);

@@ -332,7 +332,7 @@ fn a_mounted_file_that_was_replaced_on_the_host_is_refused() {
     // What `sed -i` does.
     fs::rename(folder.file("new", "old"), &host).unwrap();
     let why = "the file was removed or replaced, here or on the host that it is mounted from";
-    let error = format!("cannot write to --output {}: {why}", mounted.display());
+    let error = format!("cannot deliver to --output {}: {why}", mounted.display());
     assert_refused(&error, |portal| {
         let mut command = rotate(portal);
         command.arg("-q").arg("--output").arg(&mounted);
@@ -408,28 +408,32 @@ fn a_script_with_windows_line_ends_sends_nothing() {
         (vec!["--", "sh", "-c", "cat > x\r\n"], argument.to_owned()),
         (
             vec!["--", windows.as_str()],
-            format!(r"cannot run the command {windows}: its interpreter cannot be run: /bin/sh\r"),
+            format!(
+                r"cannot deliver to the command {windows}: its interpreter cannot be run: /bin/sh\r"
+            ),
         ),
         (
             vec!["--", by_env.as_str()],
             format!(
-                r"cannot run the command {by_env}: its interpreter cannot be run: /usr/bin/env sh\r"
+                r"cannot deliver to the command {by_env}: its interpreter cannot be run: /usr/bin/env sh\r"
             ),
         ),
         (
             vec!["--", option.as_str()],
             format!(
-                r"cannot run the command {option}: its interpreter cannot be run: /bin/echo -n\r"
+                r"cannot deliver to the command {option}: its interpreter cannot be run: /bin/echo -n\r"
             ),
         ),
         (
             vec!["--", folder_name.as_str()],
-            format!("cannot run the command {folder_name}: its interpreter cannot be run: /tmp"),
+            format!(
+                "cannot deliver to the command {folder_name}: its interpreter cannot be run: /tmp"
+            ),
         ),
         (
             vec!["--", missing.as_str()],
             format!(
-                "cannot run the command {missing}: its interpreter cannot be run: /nowhere/interpreter -x"
+                "cannot deliver to the command {missing}: its interpreter cannot be run: /nowhere/interpreter -x"
             ),
         ),
     ] {

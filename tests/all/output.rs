@@ -184,7 +184,7 @@ fn a_bad_file_is_refused() {
         ("missing/.", "it names a directory"),
         ("dangling", missing),
     ] {
-        let error = format!("cannot write to --output {file}: {why}");
+        let error = format!("cannot deliver to --output {file}: {why}");
         assert_refused(&error, |portal| {
             let mut command = to_file(portal, Path::new(file));
             command.current_dir(folder.as_ref());
@@ -211,7 +211,7 @@ fn a_file_size_limit_is_found_before_anything_is_sent() {
         ("ulimit -f 0; rotate > log", "stdout"),
         ("ulimit -f 23; rotate >> large", "stdout"),
     ] {
-        let error = format!("cannot write to {name}: File too large");
+        let error = format!("cannot deliver to {name}: File too large");
         assert_refused(&error, |portal| in_shell(portal, &folder, script));
     }
     assert_eq!(folder.names(), ["large", "log", "small"]);
@@ -241,7 +241,7 @@ fn a_stdout_that_cannot_be_written_is_refused() {
         ("rotate -o /dev/fd/1 >&-", "--output /dev/fd/1", closed),
         ("rotate 1<> /dev/null", "stdout", closed),
     ] {
-        let error = format!("cannot write to {name}: {why}");
+        let error = format!("cannot deliver to {name}: {why}");
         assert_refused(&error, |portal| in_shell(portal, &folder, script));
     }
 }
@@ -266,7 +266,7 @@ fn a_full_disk_is_found_before_anything_is_sent() {
         ("rotate > log", "stdout"),
         ("rotate >> large", "stdout"),
     ] {
-        let error = format!("cannot write to {name}: No space left on device");
+        let error = format!("cannot deliver to {name}: No space left on device");
         assert_refused(&error, |portal| in_shell(portal, &disk, script));
     }
     assert_eq!(disk.names(), ["large", "log", "rest", "small"]);

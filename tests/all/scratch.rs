@@ -164,7 +164,7 @@ fn a_command_has_to_be_in_the_image() {
         return;
     };
     for name in ["gh", "/bin/cat"] {
-        let error = format!("cannot run the command {name}: not found, or not executable");
+        let error = format!("cannot deliver to the command {name}: not found, or not executable");
         let args = format!("-- {name}");
         assert_refused(&error, |portal| image.command(&portal.url(), &args));
     }
@@ -199,7 +199,7 @@ fn writes_to_a_mounted_file_in_a_read_only_image() {
     let run = image.run(&portal.url(), "--output /output");
     run.assert_run(0, "", &[]);
     assert_eq!(fs::read_to_string(&output).unwrap(), secret_line());
-    let error = "cannot write to --output /other: Read-only file system";
+    let error = "cannot deliver to --output /other: Read-only file system";
     assert_refused(error, |portal| {
         image.command(&portal.url(), "--output /other")
     });
