@@ -10,8 +10,6 @@ use crate::error::{Error, State};
 use crate::output::Destination;
 use crate::secret::{escape, may_contain_key};
 
-const VERSION: &str = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
-
 /// What `--help` prints.
 pub const HELP: &str = "\
 docspace-rotate: rotate the client secret of an ONLYOFFICE DocSpace OAuth app
@@ -110,7 +108,10 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
-            Short('V') | Long("version") => return Ok(Action::Print(VERSION)),
+            Short('V') | Long("version") => {
+                let version = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
+                return Ok(Action::Print(version));
+            }
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
             Short('o') | Long("output") => output = Some(value(&mut parser, "--output")?.value),
             Short('n') | Long("no-newline") => args.no_newline = true,
@@ -147,10 +148,14 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
 }
 
 fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
-    if words.iter().any(ends_in_carriage_return) {
-        return Error::usage(
-            "COMMAND: an argument ends in a carriage return (Windows line endings?)",
-        );
+    for word in &words {
+        // Newlines after it do not matter.
+        let text = word.to_string_lossy();
+        if text.trim_end_matches('\n').ends_with('\r') {
+            return Error::usage(
+                "COMMAND: an argument ends in a carriage return (Windows line endings?)",
+            );
+        }
     }
     match words.as_slice() {
         [_, name, args @ ..] if !name.is_empty() => {
@@ -158,12 +163,6 @@ fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
         }
         _ => Error::usage("COMMAND is missing after --"),
     }
-}
-
-/// Newlines after it do not matter.
-fn ends_in_carriage_return(word: &OsString) -> bool {
-    let text = word.to_string_lossy();
-    text.trim_end_matches('\n').ends_with('\r')
 }
 
 fn value(parser: &mut lexopt::Parser, name: &'static str) -> Result<Setting, Error> {

@@ -71,29 +71,28 @@ impl Connection {
         Ok(())
     }
 
-    pub fn has_sent(&self) -> bool {
-        self.lock().sent
-    }
-
     /// From here on, waits no longer than this for the reply.
     pub fn limit_wait(&self, to: Duration) {
         self.lock().deadline = Some(Instant::now() + to);
     }
 
     /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the
-    /// host may have moved.
-    pub fn take_addresses(&self) -> String {
+    /// host may have moved. Returns none if a byte of the request may have left.
+    pub fn take_addresses(&self) -> Option<String> {
         let mut inner = self.lock();
+        if inner.sent {
+            return None;
+        }
         let addresses = mem::take(&mut inner.addresses);
         let first = addresses.iter().take(3);
         let mut shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
         if shown.is_empty() || shown == [inner.host.as_str()] {
-            return String::new();
+            return Some(String::new());
         }
         if addresses.len() > 3 {
             shown.push(format!("and {} more", addresses.len() - 3));
         }
-        format!(" ({})", shown.join(", "))
+        Some(format!(" ({})", shown.join(", ")))
     }
 }
 

@@ -11,7 +11,6 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Body, Error};
 
-use crate::address::Proxy;
 use crate::call::Call;
 use crate::connection::Connection;
 use crate::error::State;
@@ -31,9 +30,6 @@ const BODY: Duration = Duration::from_secs(5);
 
 /// How long to wait for the end of a body whose secret has arrived.
 const END_OF_BODY: Duration = Duration::from_millis(200);
-
-/// A secret is looked for while a body comes, up to this length in bytes. Portals send 60.
-const SHORT_BODY: usize = 4096;
 
 pub struct Http<'a> {
     options: &'a Options,
@@ -92,17 +88,15 @@ impl Http<'_> {
         let (name, peer) = (call.name(), &self.peer);
         signal::doing(format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
-            let may_have_been_sent = self.connection.has_sent();
+            let tried = self.connection.take_addresses();
             let ca_file = self.options.ca_file.as_ref();
             let why = self.redact(&failure::message(&error, ca_file));
-            let what = if may_have_been_sent {
-                format!("{peer} gave no valid answer to {name}: {why}")
-            } else {
-                let tried = self.connection.take_addresses();
-                format!("{peer}{tried} could not be reached for {name}: {why}")
+            let what = match &tried {
+                Some(tried) => format!("{peer}{tried} could not be reached for {name}: {why}"),
+                None => format!("{peer} gave no valid answer to {name}: {why}"),
             };
             Failure {
-                may_have_been_sent,
+                may_have_been_sent: tried.is_none(),
                 is_final: failure::is_final(&error),
                 what,
             }
@@ -217,7 +211,8 @@ impl Http<'_> {
                 Ok(_) => bytes.extend(byte),
                 Err(error) => break Some(failure::message(&error.into(), None)),
             }
-            let is_short = bytes.len() <= SHORT_BODY;
+            // Portals send 60 bytes. A long body is read to its end first.
+            let is_short = bytes.len() <= 4096;
             if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_ok() {
                 // From here on, signals and the time limit leave time for the delivery.
                 signal::enter(State::NotDelivered);
@@ -232,14 +227,11 @@ impl Http<'_> {
 
 fn peer(options: &Options) -> String {
     let host = &options.url.host;
-    match &options.proxy {
-        Some(Proxy {
-            address, variable, ..
-        }) => {
-            format!("{host} through the proxy {address} from {variable}")
-        }
-        None => host.clone(),
-    }
+    let Some(proxy) = &options.proxy else {
+        return host.clone();
+    };
+    let (address, variable) = (&proxy.address, proxy.variable);
+    format!("{host} through the proxy {address} from {variable}")
 }
 
 fn roots(options: &Options) -> RootCerts {

@@ -211,12 +211,10 @@ fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_replaced(&file, path)
 }
 
-/// Fails if the path now names another file, or if the file has no name left: a bind-mounted file
-/// that was replaced on the host. Files under /dev and /proc may never have had one.
+/// Fails if the file has no name left: it was removed, or a bind-mounted file was replaced on the host. Files under /dev and /proc may never have had one.
 fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     let needs_no_name = path.starts_with("/dev") || path.starts_with("/proc");
-    let has_name = needs_no_name || file.metadata()?.nlink() > 0;
-    if has_name && is_same_file(file, path) {
+    if needs_no_name || file.metadata()?.nlink() > 0 {
         return Ok(());
     }
     fail("the file was removed or replaced, here or on the host that it is mounted from")

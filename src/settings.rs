@@ -35,7 +35,7 @@ pub struct CaFile {
 }
 
 /// Returns the value of a variable. An empty one counts as unset.
-type Env<'a> = &'a dyn Fn(&'static str) -> Option<Setting>;
+pub type Env<'a> = &'a dyn Fn(&'static str) -> Option<Setting>;
 
 /// Reads and checks all settings. An error names the one that is missing or not valid, and shows none
 /// that may contain a secret.
@@ -195,13 +195,12 @@ fn read_url(setting: Option<Setting>, key: &Secret) -> Result<Url, Error> {
 }
 
 fn read_proxy(url: &Url, env: Env, key: &Secret) -> Result<Option<Proxy>, Error> {
-    let proxy = Proxy::choose(url, |variable| {
-        Some(env(variable)?.value.to_string_lossy().into_owned())
-    })?;
-    if let Some(proxy) = &proxy {
-        check(proxy.variable, proxy.address.as_ref(), key)?;
-    }
-    Ok(proxy)
+    let Some(setting) = Proxy::choose(url, env) else {
+        return Ok(None);
+    };
+    let proxy = Proxy::parse(&setting)?;
+    check(setting.name, proxy.address.as_ref(), key)?;
+    Ok(Some(proxy))
 }
 
 fn read_ca_file(setting: Option<Setting>, key: &Secret) -> Result<Option<CaFile>, Error> {
