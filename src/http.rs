@@ -213,7 +213,7 @@ impl Http<'_> {
             }
             // Portals send 60 bytes. A long body is read to its end first.
             let is_short = bytes.len() <= 4096;
-            if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_ok() {
+            if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_some() {
                 // From here on, signals and the time limit leave time for the delivery.
                 signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.

@@ -126,7 +126,7 @@ impl<'a> Portal<'a> {
             let result = self.http.send(call);
             let not_done = match reply::evaluate(call, &result, &read) {
                 Ok(value) => {
-                    self.log(&summarize(call, &result));
+                    self.log(&summarize(call, &result, false));
                     return Ok(value);
                 }
                 Err(not_done) => not_done,
@@ -145,21 +145,13 @@ impl<'a> Portal<'a> {
                     &format!(", and the next attempt in {wait:?} would exceed the time limit");
                 return Err(error);
             }
-            self.log_retry(call, attempt, &result, wait);
+            // The line of the first retry shows the server's words.
+            let summary = summarize(call, &result, attempt == 0);
+            self.log(&format!("{summary}, trying again in {wait:?}"));
             thread::sleep(wait);
             signal::grant_time();
             attempt += 1;
         }
-    }
-
-    /// The line of the first retry shows the server's words.
-    fn log_retry(&self, call: Call, attempt: u32, result: &Result<Reply, Failure>, wait: Duration) {
-        let words = match result {
-            Ok(reply) if attempt == 0 => &reply.words,
-            _ => "",
-        };
-        let summary = summarize(call, result);
-        self.log(&format!("{summary}{words}, trying again in {wait:?}"));
     }
 
     /// Logs the status of a call that failed for good, and returns the error.
@@ -169,7 +161,7 @@ impl<'a> Portal<'a> {
             (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };
-        let summary = summarize(call, result);
+        let summary = summarize(call, result, false);
         let Ok(reply) = result else {
             return Error::new(state, summary);
         };
@@ -194,9 +186,12 @@ impl<'a> Portal<'a> {
 }
 
 /// Says what the result of a call was, for the log.
-fn summarize(call: Call, result: &Result<Reply, Failure>) -> String {
+fn summarize(call: Call, result: &Result<Reply, Failure>, shows_words: bool) -> String {
     match result {
-        Ok(reply) => format!("{} Status: {}", call.name(), reply.status),
+        Ok(reply) => {
+            let words = if shows_words { &reply.words } else { "" };
+            format!("{} Status: {}{words}", call.name(), reply.status)
+        }
         Err(failure) => failure.what.clone(),
     }
 }

@@ -175,10 +175,10 @@ pub fn client_exists(reply: &Reply) -> Result<(), NotDone> {
 /// Reads a reply to the PATCH. A success without a secret may have made one, which is lost.
 pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
     match (reply.status, find_secret(&reply.body)) {
-        (200..300, Ok(new)) => Ok(new),
-        (200..300, Err(why)) => unclear(&what_came_instead(reply, why)),
+        (200..300, Some(new)) => Ok(new),
+        (200..300, None) => unclear(&what_came_instead(reply)),
         // It may be the old secret or the new one.
-        (_, Ok(_)) => unclear("the reply contains a client_secret all the same"),
+        (_, Some(_)) => unclear("the reply contains a client_secret all the same"),
         // 303 may end a request that was carried out (RFC 9110, section 15.4.4), and 501 is a failure
         // of the server, as any 5xx.
         (303 | 501, _) => Err(Unclear(reply.general_cause())),
@@ -186,14 +186,14 @@ pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
     }
 }
 
-fn what_came_instead(reply: &Reply, why: &str) -> String {
+fn what_came_instead(reply: &Reply) -> String {
     // Type and encoding explain only a body that has come and is not JSON.
-    if why != NO_SECRET
-        && !reply.text().is_empty()
-        && let Some(cause) = reply.general_cause()
-    {
-        return cause;
-    }
+    let why = match reply.general_cause() {
+        _ if reply.json().is_ok() => "no valid client_secret in the reply",
+        _ if reply.is_empty() => "the reply has no body",
+        Some(cause) if !reply.text().is_empty() => return cause,
+        _ => "not JSON",
+    };
     reply.missing_end().unwrap_or(why.to_owned())
 }
 
@@ -202,19 +202,12 @@ pub fn trim(body: &str) -> &str {
     body.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-const NO_SECRET: &str = "no valid client_secret in the reply";
-
 /// Finds the new secret in the first JSON value of a body, in `response` or at the top. Ignores what
-/// follows that value. The error says what is there instead.
-pub fn find_secret(body: &str) -> Result<NewSecret, &'static str> {
-    let json: Value = match Deserializer::from_str(trim(body)).into_iter().next() {
-        Some(Ok(json)) => json,
-        Some(Err(error)) if error.is_eof() => return Err("truncated JSON"),
-        Some(Err(_)) => return Err("not JSON"),
-        None => return Err("the reply has no body"),
-    };
-    let nested = secret_in(&json["response"]);
-    nested.or_else(|| secret_in(&json)).ok_or(NO_SECRET)
+/// follows that value.
+pub fn find_secret(body: &str) -> Option<NewSecret> {
+    let mut values = Deserializer::from_str(trim(body)).into_iter();
+    let json: Value = values.next()?.ok()?;
+    secret_in(&json["response"]).or_else(|| secret_in(&json))
 }
 
 fn secret_in(object: &Value) -> Option<NewSecret> {
@@ -465,16 +458,17 @@ mod tests {
             );
         }
         let nested = "[".repeat(60_000);
+        let no_secret = "no valid client_secret in the reply";
         for (body, why) in [
             ("", "the reply has no body"),
             (r#"{"client_secret":"s""#, "truncated JSON"),
             ("x", "not JSON"),
             ("<html>", WEB_PAGE),
             (&nested, "not JSON"),
-            ("[]", NO_SECRET),
-            (r#"{"client_secret":null}"#, NO_SECRET),
-            (r#"{"client_secret":["s"]}"#, NO_SECRET),
-            (r#"{"client_secret":"\u001b[2J"}"#, NO_SECRET),
+            ("[]", no_secret),
+            (r#"{"client_secret":null}"#, no_secret),
+            (r#"{"client_secret":["s"]}"#, no_secret),
+            (r#"{"client_secret":"\u001b[2J"}"#, no_secret),
         ] {
             assert_eq!(read(body), Err(why.to_owned()));
         }
