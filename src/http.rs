@@ -12,6 +12,7 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Body, Error};
 
 use crate::call::Call;
+use crate::cause::server_words;
 use crate::connection::Connection;
 use crate::error::State;
 use crate::failure::{self, Failure};
@@ -19,7 +20,6 @@ use crate::reply::{self, MAX_BODY, Reply};
 use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
 use crate::settings::Options;
 use crate::signal;
-use crate::words::server_words;
 
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;

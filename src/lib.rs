@@ -18,4 +18,3 @@ pub mod rotate;
 mod secret;
 pub mod settings;
 pub mod signal;
-mod words;

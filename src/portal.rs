@@ -135,14 +135,14 @@ impl<'a> Portal<'a> {
                 // It did nothing, so a deferred signal ends the run here.
                 signal::enter(State::Unchanged);
             }
-            if !not_done.may_repeat(call) {
-                return Err(self.error(call, &result, &not_done));
-            }
             let wait = reply::wait(attempt, &result);
-            if wait >= signal::time_left() {
+            let may_repeat = not_done.may_repeat(call);
+            if !may_repeat || wait >= signal::time_left() {
                 let mut error = self.error(call, &result, &not_done);
-                error.what +=
-                    &format!(", and the next attempt in {wait:?} would exceed the time limit");
+                if may_repeat {
+                    error.what +=
+                        &format!(", and the next attempt in {wait:?} would exceed the time limit");
+                }
                 return Err(error);
             }
             // The line of the first retry shows the server's words.
@@ -171,7 +171,6 @@ impl<'a> Portal<'a> {
         let mut what = format!("{portal} answered {name} with {answer}");
         if let Some(why) = &self.why_unsigned
             && call.is_signed()
-            && reply.status >= 300
         {
             what += &format!(", and [GET token] issued no signature ({why})");
         }

@@ -8,11 +8,8 @@ pub const HIDDEN: &str = "[hidden]";
 /// The longest key and signature, in bytes: web servers reject longer header lines.
 const MAX_KEY: usize = 8000;
 
-/// In characters: what is shown of a text before an ellipsis, what gives a secret away, and what may
-/// be an unknown secret.
+/// How much is shown of a text before an ellipsis, in characters.
 const MAX_SHOWN: usize = 199;
-const REVEALING: usize = 8;
-const UNKNOWN_SECRET: usize = 20;
 
 /// A key, a signature or a client secret. Only [`Secret::expose`] shows it.
 pub struct Secret(String);
@@ -44,8 +41,7 @@ impl Secret {
 
     /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
     pub fn client_secret(text: &str) -> Option<Secret> {
-        let has_valid_length = (1..=1024).contains(&text.len());
-        if !has_valid_length || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if text.is_empty() || text.len() > 1024 || !text.bytes().all(|b| b.is_ascii_graphic()) {
             return None;
         }
         Some(Secret::new(text))
@@ -53,9 +49,9 @@ impl Secret {
 
     /// Accepts a signature: a JWT in its compact form (RFC 7519, section 3).
     pub fn signature(text: &str) -> Option<Secret> {
-        let parts: Vec<&str> = text.split('.').collect();
-        let is_part = |part: &&str| !part.is_empty() && part.chars().all(is_base64url);
-        if parts.len() != 3 || !parts.iter().all(is_part) || text.len() > MAX_KEY {
+        let mut parts = text.split('.');
+        let is_valid = parts.all(|part| !part.is_empty() && part.chars().all(is_base64url));
+        if !is_valid || text.matches('.').count() != 2 || text.len() > MAX_KEY {
             return None;
         }
         Some(Secret::new(text))
@@ -75,7 +71,7 @@ impl Secret {
     fn is_in(&self, text: &str) -> bool {
         let secret = self.0.to_ascii_lowercase();
         let text = text.to_ascii_lowercase();
-        let length = secret.len().clamp(1, REVEALING);
+        let length = secret.len().clamp(1, 8);
         let mut parts = secret.as_bytes().windows(length);
         parts.any(|part| text.contains(&*String::from_utf8_lossy(part)))
     }
@@ -133,11 +129,11 @@ pub fn shorten(mut line: String) -> String {
     line
 }
 
-/// Returns true if the text may contain an unknown secret: many letters, digits, `-` and `_` in a
+/// Returns true if the text may contain an unknown secret: 20 letters, digits, `-` and `_` in a
 /// row, other than `known`, whose case does not matter.
 pub fn looks_like_secret(text: &str, known: &str) -> bool {
     let mut words = text.split(|c| !is_base64url(c));
-    words.any(|word| word.len() >= UNKNOWN_SECRET && !word.eq_ignore_ascii_case(known))
+    words.any(|word| word.len() >= 20 && !word.eq_ignore_ascii_case(known))
 }
 
 /// Returns true if the text may contain a key that is not known yet.

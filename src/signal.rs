@@ -11,12 +11,6 @@ use std::{mem, ptr};
 
 use crate::error::{State, wait_writable};
 
-/// From the PATCH on, each step gets at least this long.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// What a PATCH still gets after the first signal. Docker kills 10 s after its SIGTERM.
-const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(5);
-
 const ENDING: [c_int; 5] = [
     libc::SIGHUP,
     libc::SIGINT,
@@ -56,13 +50,13 @@ impl Run {
     }
 
     /// Sets the timer to the end of `--timeout`, but gives the PATCH, the delivery and each later call
-    /// at least [`GRACE`].
+    /// at least 10 s.
     fn grant_time(&self) {
         let at_least = match self.state {
             State::Unchanged => Duration::ZERO,
             // The 5 s after a signal stay in force.
             State::Unknown if self.deferred.is_some() => return,
-            _ => GRACE,
+            _ => Duration::from_secs(10),
         };
         set_timer(self.time_left().max(at_least));
     }
@@ -221,7 +215,8 @@ extern "C" fn handle(signal: c_int) {
     if run.deferred.is_none() {
         run.deferred = Some(signal);
         if run.state == State::Unknown {
-            set_timer(GRACE_AFTER_SIGNAL);
+            // Docker kills 10 s after its SIGTERM.
+            set_timer(Duration::from_secs(5));
         }
     }
 }
