@@ -1,6 +1,7 @@
 //! The command line and the environment: a mistake gets one line, and nothing is sent.
 
 use std::fs::{self, File};
+use std::io::pipe;
 use std::path::Path;
 use std::process::Command;
 
@@ -50,6 +51,15 @@ fn help_and_version_need_no_setting() {
     ] {
         run(program().arg(flag)).assert_run(0, text, &[]);
     }
+    let without_reader = pipe().unwrap().1;
+    assert!(
+        program()
+            .arg("--help")
+            .stdout(without_reader)
+            .status()
+            .unwrap()
+            .success()
+    );
     let full = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(
         program()
