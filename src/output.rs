@@ -116,6 +116,9 @@ fn open_stdout() -> io::Result<Output<'static>> {
             "it is closed, or it is /dev/null opened read-write"
         }
         _ => {
+            // Another process that shares a pipe may have made it non-blocking.
+            // SAFETY: the descriptor is open.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
             reserve_room(&file, file.metadata()?.len())?;
             return Ok(Output::Stream(file));
         }
@@ -241,8 +244,8 @@ fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
     let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
     let mut options = File::options();
-    options.write(true).create_new(true).mode(0o600);
-    Ok((options.open(&temp_path)?, temp_path))
+    let file = options.write(true).create_new(true).mode(0o600);
+    Ok((file.open(&temp_path)?, temp_path))
 }
 
 /// Returns true if the open file is the one that this path names.

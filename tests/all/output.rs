@@ -370,3 +370,16 @@ fn a_closed_or_full_stderr_changes_nothing() {
         assert_eq!(output.stdout, secret_line().as_bytes());
     }
 }
+
+/// Another process that shares a pipe may make it non-blocking.
+#[test]
+fn a_full_pipe_is_waited_for_even_if_it_is_non_blocking() {
+    let (reader, writer) = full_pipe();
+    set_flags(&writer, libc::O_NONBLOCK);
+    let portal = MockPortal::new(good_run());
+    let mut command = rotate(&portal);
+    let child = start_delivery(&mut command, writer);
+    let text = io::read_to_string(reader).unwrap();
+    assert!(text.ends_with(&secret_line()));
+    finish(&command, child).assert_run(0, "", &GOOD_RUN_LOG[4..]);
+}
