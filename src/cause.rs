@@ -35,14 +35,13 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Portals use none of these schemes (RFC 9110, section 11.1).
-    let mut words = reply.challenge.split([',', ' ', '\t']);
-    let asks_for_password =
-        words.any(|word| ["basic", "digest", "negotiate", "ntlm"].contains(&word));
+    // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1).
     let is_portals = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
     let cause = match reply.status {
-        401 if asks_for_password => "something in front of the portal asks for a password",
-        401 if !reply.is_empty() || !is_portals => return None,
+        401 if !is_portals => {
+            "something in front of the portal asks for a password or other credentials"
+        }
+        401 if !reply.is_empty() => return None,
         401 if reply.has_api_key => {
             "the key is wrong, deactivated or expired, or its user is disabled"
         }

@@ -32,8 +32,8 @@ pub fn check(name: &OsStr) -> io::Result<()> {
     if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
         return Ok(());
     }
-    let why = format!("its interpreter cannot be run: {}", show(line.as_ref()));
-    fail(&why)
+    let line = show(line.as_ref());
+    fail(&format!("its interpreter cannot be run: {line}"))
 }
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
@@ -48,16 +48,14 @@ pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> 
     drop(writer);
 
     let mut command = Command::new(name);
-    command.args(args).stdin(reader.try_clone()?);
-    command.env("DOCSPACE_CLIENT_ID", &options.client);
-    command.env("DOCSPACE_BASE_URL", &options.url.text);
-    for variable in [
-        "DOCSPACE_API_KEY",
-        "DOCSPACE_API_KEY_FILE",
-        "DOCSPACE_CLIENT_ID_FILE",
-    ] {
-        command.env_remove(variable);
-    }
+    command
+        .args(args)
+        .stdin(reader.try_clone()?)
+        .env("DOCSPACE_CLIENT_ID", &options.client)
+        .env("DOCSPACE_BASE_URL", &options.url.text)
+        .env_remove("DOCSPACE_API_KEY")
+        .env_remove("DOCSPACE_API_KEY_FILE")
+        .env_remove("DOCSPACE_CLIENT_ID_FILE");
     let status = start(&mut command)?.wait()?;
     signal::set_command(None);
     let mut unread = vec![];

@@ -6,7 +6,7 @@
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ureq::Error;
@@ -56,7 +56,7 @@ impl Connection {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().expect("never poisoned")
     }
 
     /// Prepares for a request. Resolves the host, if its addresses are not known.
@@ -64,7 +64,10 @@ impl Connection {
         let mut inner = self.lock();
         inner.call = call;
         inner.sent = false;
-        inner.deadline = None;
+        inner.deadline = match call {
+            Call::Expiry => Some(Instant::now() + Duration::from_secs(5)),
+            _ => None,
+        };
         if inner.addresses.is_empty() {
             inner.addresses = resolve(&inner.host, inner.port)?;
         }
@@ -84,8 +87,10 @@ impl Connection {
             return None;
         }
         let addresses = mem::take(&mut inner.addresses);
-        let first = addresses.iter().take(3);
-        let mut shown: Vec<String> = first.map(|address| address.ip().to_string()).collect();
+        let mut shown = vec![];
+        for address in addresses.iter().take(3) {
+            shown.push(address.ip().to_string());
+        }
         if shown.is_empty() || shown == [inner.host.as_str()] {
             return Some(String::new());
         }
@@ -155,7 +160,7 @@ impl<T: Transport> Transport for Watched<T> {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if !self.is_to_proxy {
             let mut connection = self.connection.lock();
-            if !connection.sent && connection.call == Call::Regenerate {
+            if connection.call == Call::Regenerate {
                 signal::enter(State::Unknown);
             }
             connection.sent = true;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::RawFd;
 
 /// The state that a run leaves the client in. The number is the exit status, which scripts rely on.
 /// `Usage` and `Refused` only end a run. The current state is in `signal.rs`.
@@ -94,17 +93,16 @@ pub fn io_message(error: &io::Error) -> String {
 /// Writes one line to stderr. A stderr that is closed, or full for 200 ms, loses the line, and the
 /// run goes on.
 pub fn log(line: &str) {
-    if wait_writable(libc::STDERR_FILENO, 200) {
+    if stderr_accepts(200) {
         // In one piece: a signal may come at any time.
         let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
     }
 }
 
-/// Waits this many milliseconds, or forever if negative, until a write would not block.
-/// Async-signal-safe.
-pub fn wait_writable(fd: RawFd, milliseconds: i32) -> bool {
+/// Waits up to this many milliseconds until a write to stderr would not block. Async-signal-safe.
+pub fn stderr_accepts(milliseconds: i32) -> bool {
     let mut poll = libc::pollfd {
-        fd,
+        fd: libc::STDERR_FILENO,
         events: libc::POLLOUT,
         revents: 0,
     };

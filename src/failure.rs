@@ -55,9 +55,6 @@ pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
         // HTTP/2 cannot be told from garbage.
         Error::Protocol(_) => "the reply is not HTTP/1.1, or malformed",
         Error::ConnectProxyFailed(text) => match proxy_status(text) {
-            Some("407") => {
-                "the proxy answered CONNECT with status 407: it requires a user and a password"
-            }
             Some(status) => return format!("the proxy answered CONNECT with status {status}"),
             None => "the proxy gave no valid answer to CONNECT",
         },

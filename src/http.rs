@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use ureq::config::Config;
-use ureq::http::{self, HeaderMap, Response};
+use ureq::http::{self, Response};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{
     ConnectProxyConnector, Connector, RustlsConnector, SocksConnector, TcpConnector,
@@ -24,8 +24,7 @@ use crate::signal;
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
 
-/// The time limit for a body after its header, except one that brings the secret, and for the expiry of
-/// the key.
+/// The time limit for a body after its header, except one that brings the secret.
 const BODY: Duration = Duration::from_secs(5);
 
 /// How long to wait for the end of a body whose secret has arrived.
@@ -86,7 +85,7 @@ impl Http<'_> {
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
         let (name, peer) = (call.name(), &self.peer);
-        signal::doing(format!("during {name} at {peer}"));
+        signal::doing(&format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
             let tried = self.connection.take_addresses();
             let ca_file = self.options.ca_file.as_ref();
@@ -105,19 +104,16 @@ impl Http<'_> {
 
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
-        if call == Call::Expiry {
-            self.connection.limit_wait(BODY);
-        }
         let response = self.run(call)?;
         // The secret may be on its way.
         signal::grant_time();
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
-        if !brings_secret {
-            self.connection.limit_wait(BODY);
-        }
         let (body, truncated) = self.read_body(body, brings_secret);
-        let header = |name| joined(&parts.headers, name);
+        let header = |name| match parts.headers.get(name) {
+            Some(value) => text(value.as_bytes()),
+            None => String::new(),
+        };
         let Options {
             url, client, key, ..
         } = self.options;
@@ -200,6 +196,9 @@ impl Http<'_> {
 
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
     fn read_body(&self, mut body: Body, mut brings_secret: bool) -> (String, Option<String>) {
+        if !brings_secret {
+            self.connection.limit_wait(BODY);
+        }
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
         let mut byte = [0];
@@ -239,13 +238,6 @@ fn roots(options: &Options) -> RootCerts {
         Some(file) => RootCerts::new_with_certs(&file.certificates),
         None => RootCerts::WebPki,
     }
-}
-
-/// Returns a header field, which may come in several lines (RFC 9110, section 5.3).
-fn joined(headers: &HeaderMap, name: &str) -> String {
-    let lines = headers.get_all(name).iter();
-    let values: Vec<String> = lines.map(|value| text(value.as_bytes())).collect();
-    values.join(", ")
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -53,10 +53,7 @@ impl<'a> Portal<'a> {
     /// Checks that the client exists, and says when the key expires.
     pub fn check(&self) -> Result<(), Error> {
         self.call(Call::Probe, reply::client_exists)?;
-        let Options {
-            client, url, key, ..
-        } = self.options;
-        let key = if key.is_api_key() {
+        let key = if self.options.key.is_api_key() {
             "API key"
         } else {
             "bearer token"
@@ -66,8 +63,8 @@ impl<'a> Portal<'a> {
             None => "no sign-in",
         };
         self.log(&format!(
-            "Ready: {} knows client {client} ({key}, {signed_in}).",
-            url.text
+            "Ready: {} knows client {} ({key}, {signed_in}).",
+            self.options.url.text, self.options.client
         ));
         // The rest is extra, and does not change the status any more.
         signal::finish();
@@ -113,7 +110,7 @@ impl<'a> Portal<'a> {
         let what = format!(
             "{} rejects the new secret: another run or a late PATCH has replaced it, \
              or the app is disabled, or the portal does not know it yet",
-            &self.options.url.shown
+            self.options.url.shown
         );
         Err(Error::new(State::NotVerified, what))
     }

@@ -36,12 +36,8 @@ pub struct Reply {
     pub has_api_key: bool,
 }
 
-fn refused<T>(cause: &str) -> Result<T, NotDone> {
-    Err(Refused(Some(cause.to_owned())))
-}
-
-fn unclear<T>(cause: &str) -> Result<T, NotDone> {
-    Err(Unclear(Some(cause.to_owned())))
+fn because(cause: &str) -> Option<String> {
+    Some(cause.to_owned())
 }
 
 /// Reads the result of a call: first what it means for any call, then what `read` makes of it.
@@ -64,7 +60,7 @@ pub fn evaluate<T>(
         429 => Err(Busy),
         // A PATCH that got an answer is sent again only after a 429.
         425 if call.is_idempotent() => Err(Unclear(None)),
-        ..200 => unclear("not a final reply"),
+        ..200 => Err(Unclear(because("not a final reply"))),
         408 | 500 | 502.. => Err(Unclear(None)),
         _ => read(reply),
     }
@@ -167,7 +163,9 @@ pub fn client_exists(reply: &Reply) -> Result<(), NotDone> {
         return ready(reply);
     }
     match (refusal_cause(reply), reply.status) {
-        (None, 405 | 501) => refused("this server cannot check a client; a run may still work"),
+        (None, 405 | 501) => Err(Refused(because(
+            "this server cannot check a client; a run may still work",
+        ))),
         (cause, _) => Err(Refused(cause)),
     }
 }
@@ -176,9 +174,11 @@ pub fn client_exists(reply: &Reply) -> Result<(), NotDone> {
 pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
     match (reply.status, find_secret(&reply.body)) {
         (200..300, Some(new)) => Ok(new),
-        (200..300, None) => unclear(&what_came_instead(reply)),
+        (200..300, None) => Err(Unclear(Some(what_came_instead(reply)))),
         // It may be the old secret or the new one.
-        (_, Some(_)) => unclear("the reply contains a client_secret all the same"),
+        (_, Some(_)) => Err(Unclear(because(
+            "the reply contains a client_secret all the same",
+        ))),
         // 303 may end a request that was carried out (RFC 9110, section 15.4.4), and 501 is a failure
         // of the server, as any 5xx.
         (303 | 501, _) => Err(Unclear(reply.general_cause())),
@@ -222,7 +222,7 @@ pub fn revoked(reply: &Reply) -> Result<(), NotDone> {
         return Err(Refused(refusal_cause(reply)));
     }
     if reply.text().starts_with('<') {
-        return refused(WEB_PAGE);
+        return Err(Refused(because(WEB_PAGE)));
     }
     Ok(())
 }
@@ -235,9 +235,9 @@ pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
     match (reply.status, reply.general_cause(), reply.missing_end()) {
         (200, ..) if json["active"].is_boolean() => Ok(true),
         (401, ..) if json["error"] == "invalid_client" => Ok(false),
-        (_, Some(cause), _) => refused(&cause),
+        (_, Some(cause), _) => Err(Refused(Some(cause))),
         (200 | 401, _, Some(why)) => Err(Unclear(Some(why))),
-        _ => refused("not an introspection response"),
+        _ => Err(Refused(because("not an introspection response"))),
     }
 }
 

@@ -30,7 +30,7 @@ impl Secret {
                 let number = text.trim_ascii_end().len() - key.len() + at + 1;
                 format!(" (byte {number} is 0x{:02X})", key[at])
             }
-            None if key.is_empty() || key.len() > MAX_KEY => format!(", not {}", key.len()),
+            None if key.is_empty() || key.len() > MAX_KEY => String::new(),
             None => return Ok(Secret::new(String::from_utf8_lossy(key))),
         };
         Err(format!(

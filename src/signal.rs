@@ -5,11 +5,11 @@
 
 use std::ffi::c_int;
 use std::io::{Cursor, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{mem, ptr};
 
-use crate::error::{State, wait_writable};
+use crate::error::{State, stderr_accepts};
 
 const ENDING: [c_int; 5] = [
     libc::SIGHUP,
@@ -96,7 +96,7 @@ impl Run {
         let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
         unsafe {
-            if wait_writable(libc::STDERR_FILENO, 0) {
+            if stderr_accepts(0) {
                 libc::write(libc::STDERR_FILENO, line.get_ref().as_ptr().cast(), length);
             }
             libc::_exit(status)
@@ -131,8 +131,8 @@ pub fn time_left() -> Duration {
 }
 
 /// Says what the run is doing, for the line that a signal or the time limit would write.
-pub fn doing(what: impl Into<String>) {
-    change(|run| run.doing = what.into());
+pub fn doing(what: &str) {
+    change(|run| run.doing = what.to_owned());
 }
 
 /// Returns the state that the client is in.
@@ -173,7 +173,7 @@ fn change<T>(action: impl FnOnce(&mut Run) -> T) -> T {
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_BLOCK, &all, &mut mask);
         // Unlocked again before signals are unblocked.
-        let result = action(&mut RUN.lock().unwrap_or_else(PoisonError::into_inner));
+        let result = action(&mut RUN.lock().expect("never poisoned"));
         libc::sigprocmask(libc::SIG_SETMASK, &mask, ptr::null_mut());
         result
     }
@@ -205,9 +205,7 @@ fn install() {
 
 /// Decides what a signal does. Calls only what is async-signal-safe (signal-safety(7)).
 extern "C" fn handle(signal: c_int) {
-    let Ok(mut run) = RUN.lock() else {
-        return;
-    };
+    let mut run = RUN.lock().expect("never poisoned");
     if signal == libc::SIGALRM || !run.defers_signals() {
         run.end(signal);
     }

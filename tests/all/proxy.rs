@@ -148,14 +148,10 @@ fn a_plain_address_goes_through_connect_too_unless_no_proxy_contains_it() {
 
 #[test]
 fn a_proxy_that_refuses_for_good_is_3_at_once() {
-    for (status, next) in [
-        (302, ""),
-        (403, ""),
-        (407, ": it requires a user and a password"),
-    ] {
+    for status in [302, 403, 407] {
         let reply = response(&format!("{status} "), "", "");
         let scene = Scene::answering("http", &reply);
-        let why = format!("the proxy answered CONNECT with status {status}{next}; {REFUSED}");
+        let why = format!("the proxy answered CONNECT with status {status}; {REFUSED}");
         scene.fails_with(3, &why);
         assert_eq!(scene.proxy.requests().len(), 1);
     }
