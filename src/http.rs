@@ -14,7 +14,6 @@ use ureq::{Agent, Body, Error};
 use crate::call::Call;
 use crate::cause::server_words;
 use crate::connection::Connection;
-use crate::error::State;
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
 use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
@@ -104,7 +103,7 @@ impl Http<'_> {
 
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
-        let response = self.run(call)?;
+        let response = self.request(call)?;
         // The secret may be on its way.
         signal::grant_time();
         let (parts, body) = response.into_parts();
@@ -161,7 +160,7 @@ impl Http<'_> {
     }
 
     /// Sends a request, and returns the reply with its body still to come.
-    fn run(&self, call: Call) -> Result<Response<Body>, Error> {
+    fn request(&self, call: Call) -> Result<Response<Body>, Error> {
         let Options {
             url, client, key, ..
         } = self.options;
@@ -213,8 +212,6 @@ impl Http<'_> {
             // Portals send 60 bytes. A long body is read to its end first.
             let is_short = bytes.len() <= 4096;
             if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_some() {
-                // From here on, signals and the time limit leave time for the delivery.
-                signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
                 self.connection.limit_wait(END_OF_BODY);
                 brings_secret = false;
@@ -229,8 +226,10 @@ fn peer(options: &Options) -> String {
     let Some(proxy) = &options.proxy else {
         return host.clone();
     };
-    let (address, variable) = (&proxy.address, proxy.variable);
-    format!("{host} through the proxy {address} from {variable}")
+    format!(
+        "{host} through the proxy {} from {}",
+        proxy.address, proxy.variable
+    )
 }
 
 fn roots(options: &Options) -> RootCerts {

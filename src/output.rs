@@ -78,7 +78,6 @@ impl<'a> Output<'a> {
 
     pub fn deliver(self, options: &Options, new: &NewSecret) -> Result<(), Error> {
         signal::doing("during the delivery");
-        signal::grant_time();
         let text = if options.args.json {
             &new.object
         } else {

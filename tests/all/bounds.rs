@@ -141,12 +141,18 @@ fn a_body_that_does_not_come_is_ended_by_the_timer() {
     assert!(start.elapsed() >= Duration::from_secs(10));
 }
 
+/// However long the reply with the secret was.
 #[test]
 fn a_delivery_that_nothing_reads_ends_after_10_s() {
+    let long = format!(
+        r#"{{"a":"{}","client_secret":"{SECRET}"}}"#,
+        "x".repeat(6000)
+    );
     let cases = vec![(6, "timed out"), (143, "ended by SIGTERM")];
     for_each(cases, |(status, cause)| {
         let (_reader, writer) = full_pipe();
-        let portal = MockPortal::new(ready([regenerate()]));
+        let patch = expect("PATCH regenerate", response("200 ", "", &long));
+        let portal = MockPortal::new(ready([patch]));
         let mut command = rotate(&portal);
         let start = Instant::now();
         let child = start_delivery(command.args(["--timeout", "3"]), writer);
