@@ -1,21 +1,34 @@
-//! The calls, and when one is repeated. What they send is in `http.rs`, what their replies mean in
-//! `reply.rs`.
+//! The calls, and when one is repeated. `http.rs` sends them, `reply.rs` says what their replies mean.
 //!
 //! ```text
-//! what happened                                                    NotDone   repeated
-//! no connection, or no finished TLS handshake; 429                 Busy      yes
-//! no valid reply; 408, 425, 500, 502 and above; a truncated reply  Unclear   yes, but not the PATCH
-//! to the PATCH also: success without a secret, 303, 501            Unclear   no
-//! any other reply that is not success; TLS failed for good         Refused   no
+//! call        request                 carries             for
+//! SignIn      GET .../oauth2/token    key                 the signature, which portals require
+//! Probe       HEAD .../{id}           key and signature   waiting until the portal is ready; --check
+//! Regenerate  PATCH .../regenerate    key and signature   the new secret
+//! Revoke      DELETE .../revoke       key and signature   revoking the consent
+//! Introspect  POST .../introspect     id and new secret   --verify
+//! Expiry      GET .../keys/@self      key                 --check
 //! ```
 //!
-//! No attempt begins after the time limit.
-//!
 //! The PATCH is special:
-//! - It is repeated only if it did nothing (`portal.rs`).
-//! - It has a fresh connection, no time limit of its own, and a body with the secret (`http.rs`).
 //! - Its first byte changes the state of the client (`connection.rs`).
+//! - It is repeated only if it did nothing.
+//! - It has a fresh connection and no time limit of its own (`http.rs`).
 //! - A refusal that contains a secret does not prove that nothing changed (`reply.rs`).
+//!
+//! What happened decides whether a call is repeated. The first row that fits counts:
+//!
+//! ```text
+//! TLS or the proxy failed for good, before the request was sent   Refused   never
+//! no connection, or no finished TLS handshake                     Busy      repeated
+//! no complete reply                                               Unclear   repeated, but not the PATCH
+//! 429                                                             Busy      repeated
+//! 1xx, 408, 425, 500, 502 and above                               Unclear   repeated, but not the PATCH
+//! any other status                                                what the reader of the call returns
+//! ```
+//!
+//! No retry begins after the time limit. 425 to the PATCH is a refusal. A TLS error in answer to the
+//! sign-in or the HEAD is Refused, too.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {

@@ -58,7 +58,7 @@ pub fn evaluate<T>(
     };
     match reply.status {
         429 => Err(Busy),
-        // A PATCH that got an answer is sent again only after a 429.
+        // The portal did not process it (RFC 8470): to the PATCH, that is a refusal.
         425 if call.is_idempotent() => Err(Unclear(None)),
         ..200 => Err(Unclear(because("not a final reply"))),
         408 | 500 | 502.. => Err(Unclear(None)),
