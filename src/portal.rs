@@ -1,4 +1,4 @@
-//! Makes the calls: what is sent, when it is sent again, and what the log says about it.
+//! Makes the calls, repeats them, and logs what came of them.
 
 use std::thread;
 use std::time::Duration;
@@ -163,9 +163,12 @@ impl<'a> Portal<'a> {
             return Error::new(state, summary);
         };
         self.log(&summary);
-        let (portal, name) = (&self.options.url.shown, call.name());
-        let answer = reply.answer(not_done.cause());
-        let mut what = format!("{portal} answered {name} with {answer}");
+        let mut what = format!(
+            "{} answered {} with {}",
+            self.options.url.shown,
+            call.name(),
+            reply.answer(not_done.cause())
+        );
         if let Some(why) = &self.why_unsigned
             && call.is_signed()
         {

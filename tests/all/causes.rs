@@ -893,7 +893,7 @@ fn redirects() -> Vec<Redirect> {
             name: "http to https on the same host",
             status: "301 ",
             location: "https://127.0.0.1/api/2.0".to_owned(),
-            cause: "it redirects to https://127.0.0.1/api/2.0: begin the address with https://"
+            cause: "it redirects to https://127.0.0.1/api/2.0: use https:// in the address, with this host and port"
                 .to_owned(),
             ..Redirect::default()
         },
@@ -901,7 +901,7 @@ fn redirects() -> Vec<Redirect> {
             name: "http to https on another port of the same host",
             location: "https://127.0.0.1:8443/api/2.0".to_owned(),
             cause:
-                "it redirects to https://127.0.0.1:8443/api/2.0: begin the address with https://"
+                "it redirects to https://127.0.0.1:8443/api/2.0: use https:// in the address, with this host and port"
                     .to_owned(),
             ..Redirect::default()
         },
@@ -966,7 +966,7 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "a port that is none",
             location: "https://127.0.0.1:x/".to_owned(),
-            cause: "it redirects to https://127.0.0.1:x/: begin the address with https://"
+            cause: "it redirects to https://127.0.0.1:x/: use https:// in the address, with this host and port"
                 .to_owned(),
             ..Redirect::default()
         },
