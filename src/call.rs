@@ -30,6 +30,7 @@
 //! No retry begins after the time limit. 425 to the PATCH is a refusal. A TLS error in answer to the
 //! sign-in or the HEAD is Refused, too.
 
+/// The kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     SignIn,
@@ -41,6 +42,7 @@ pub enum Call {
 }
 
 impl Call {
+    /// Returns the method of HTTP.
     pub fn method(self) -> &'static str {
         match self {
             Call::SignIn | Call::Expiry => "GET",
@@ -51,6 +53,7 @@ impl Call {
         }
     }
 
+    /// Returns the path behind the portal's address, for this client id.
     pub fn path(self, client: &str) -> String {
         let path = match self {
             Call::SignIn => "/api/2.0/security/oauth2/token",
@@ -110,6 +113,7 @@ pub enum NotDone {
 }
 
 impl NotDone {
+    /// Returns true if the call may be sent again.
     pub fn may_repeat(&self, call: Call) -> bool {
         match self {
             NotDone::Busy => true,
@@ -118,6 +122,7 @@ impl NotDone {
         }
     }
 
+    /// Returns the cause that the reply proves.
     pub fn cause(&self) -> Option<&str> {
         match self {
             NotDone::Busy => None,

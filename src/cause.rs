@@ -7,9 +7,11 @@ use serde_json::Value;
 
 use crate::reply::Reply;
 
+/// The cause if HTML came, whatever the status.
 pub const WEB_PAGE: &str = "a web page, not an API reply";
 
 impl Reply {
+    /// Says that the reply is compressed (RFC 9110, section 8.4.1), if it is.
     pub fn compression(&self) -> Option<String> {
         let mut names = ["x-gzip", "gzip", "deflate", "compress", "br", "zstd"].into_iter();
         let encoding = names.find(|name| self.content_encoding.contains(name))?;
@@ -23,22 +25,23 @@ impl Reply {
         if (300..400).contains(&self.status) && self.redirect.is_some() {
             return self.redirect.clone();
         }
-        match self.compression() {
-            None if self.is_web_page() => Some(WEB_PAGE.to_owned()),
-            compression => compression,
+        let compression = self.compression();
+        if compression.is_none() && self.is_web_page() {
+            return Some(WEB_PAGE.to_owned());
         }
+        compression
     }
 }
 
-/// Says why the sign-in gave no signature.
+/// Says why the sign-in issued no signature.
 pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
     // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1).
-    let is_portals = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
+    let is_portal_challenge = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
     let cause = match reply.status {
-        401 if !is_portals => {
+        401 if !is_portal_challenge => {
             "something in front of the portal asks for a password or other credentials"
         }
         401 if !reply.is_empty() => return None,
@@ -64,7 +67,7 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     Some(cause.to_owned())
 }
 
-/// Says why a signed call was refused.
+/// Says why a call other than the sign-in was refused.
 pub fn refusal_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
@@ -89,19 +92,7 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
     Some(cause.to_owned())
 }
 
-/// Where JSON has texts that are shown, as JSON pointers: it is one text, or an object with these (RFC
-/// 9457, RFC 6749, and what portals were seen to send).
-const PLACES: [&str; 7] = [
-    "",
-    "/title",
-    "/detail",
-    "/reason",
-    "/error",
-    "/error_description",
-    "/errors/0",
-];
-
-/// Returns what a refusal says, or the title of a web page. It may contain secrets.
+/// Returns what a refusal says, or the title of a web page. The texts may contain secrets.
 pub fn server_words(reply: &Reply) -> Vec<String> {
     let text = reply.text();
     let mut words = vec![];
@@ -112,7 +103,17 @@ pub fn server_words(reply: &Reply) -> Vec<String> {
     } else if reply.is_success() || reply.truncated.is_some() || shows_secret {
         return words;
     } else if let Ok(json) = reply.json() {
-        for place in PLACES {
+        // JSON pointers to the texts (RFC 9457, RFC 6749, and what portals were seen to send). An empty one
+        // is the whole document: a string, or an object with a `message`.
+        for place in [
+            "",
+            "/title",
+            "/detail",
+            "/reason",
+            "/error",
+            "/error_description",
+            "/errors/0",
+        ] {
             words.extend(json.pointer(place).and_then(text_in));
         }
     } else if is_plain && text.lines().count() == 1 {

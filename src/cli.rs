@@ -67,7 +67,7 @@ pub struct Setting {
     pub value: OsString,
 }
 
-/// The steps of a run.
+/// Which steps a run takes (`--only`).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     #[default]
@@ -76,7 +76,7 @@ pub enum Mode {
     Revoke,
 }
 
-/// The arguments. What a variable can also give is not yet checked.
+/// The arguments. Values are checked by `settings.rs`.
 #[derive(Default)]
 pub struct Arguments {
     pub timeout: Duration,
@@ -149,7 +149,7 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
 
 fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
     for word in &words {
-        // Newlines after it do not matter.
+        // A newline behind the carriage return does not change the mistake.
         let text = word.to_string_lossy();
         if text.trim_end_matches('\n').ends_with('\r') {
             return Error::usage(
@@ -180,7 +180,7 @@ impl From<lexopt::Error> for Error {
             }
             UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
             UnexpectedValue { option, .. } => format!("{option}: takes no value"),
-            // No other error is left.
+            // Only UnexpectedArgument is left.
             _ => "unexpected argument after CLIENT_ID: write -- before COMMAND".to_owned(),
         };
         Error::new(State::Usage, what)
@@ -196,11 +196,12 @@ fn step(only: Setting) -> Result<Mode, Error> {
 }
 
 fn seconds(timeout: Setting) -> Result<Duration, Error> {
-    // A JSON number, because that parser is in the binary anyway: the one of `f64` has 36 KB.
-    let number: serde_json::Value = timeout.value.to_string_lossy().parse().unwrap_or_default();
+    // A JSON number, because that parser is in the binary anyway: `f64::from_str` would add 36 KB.
+    let text = timeout.value.to_string_lossy();
+    let number: serde_json::Value = text.parse().unwrap_or_default();
     let seconds = number.as_f64().unwrap_or_default();
     // A signature lives five minutes (read in DocSpace's source), and is never renewed.
-    if seconds > 0.0 && seconds <= 240.0 {
+    if seconds > 0.0 && seconds <= 240.0 && !text.contains(char::is_whitespace) {
         return Ok(Duration::from_secs_f64(seconds));
     }
     Error::usage("--timeout: expected seconds, more than 0 and at most 240")

@@ -4,7 +4,7 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ pub fn check(name: &OsStr) -> io::Result<()> {
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.
 pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> io::Result<()> {
-    // While our own end of its stdin is open, a command that reads nothing is no broken pipe.
-    let (mut reader, mut writer) = io::pipe()?;
+    // Our own end of its stdin shows what the command has left unread.
+    let (reader, mut writer) = io::pipe()?;
     // All is in the pipe before the start, so a kill never leaves the command with a part of it. An
     // object is less than four times as long as the reply (64 KiB): `1e9` becomes `1000000000.0`.
     // SAFETY: the descriptor is open.
@@ -58,10 +58,11 @@ pub fn run(name: &OsStr, args: &[OsString], options: &Options, bytes: &[u8]) -> 
         .env_remove("DOCSPACE_CLIENT_ID_FILE");
     let status = start(&mut command)?.wait()?;
     signal::set_command(None);
-    let mut unread = vec![];
-    reader.read_to_end(&mut unread)?;
+    let mut unread = 0;
+    // SAFETY: the descriptor is open, and the number is valid.
+    unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &mut unread) };
     let why = match (status.code(), status.signal()) {
-        (Some(0), _) if unread.is_empty() => return Ok(()),
+        (Some(0), _) if unread == 0 => return Ok(()),
         (Some(0), _) => "it exited without reading the whole secret".to_owned(),
         (Some(status), _) => format!("it exited with status {status}"),
         (None, signal) => format!("it was killed by signal {}", signal.unwrap_or_default()),
@@ -99,7 +100,8 @@ fn end_with_parent(parent: u32) -> io::Result<()> {
         // Our handler would defer the signal, and a caller may have it ignored.
         libc::signal(libc::SIGTERM, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-        // Another process is the parent if ours has already died. None is in a new PID namespace.
+        // Another process is the parent if ours has already died. It is 0 if the parent is outside of
+        // this PID namespace.
         if ![parent, 0].contains(&(libc::getppid() as u32)) {
             libc::_exit(1);
         }

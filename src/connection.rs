@@ -20,6 +20,7 @@ use crate::call::Call;
 use crate::error::State;
 use crate::signal;
 
+/// What is known of the connection of the current request. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Connection(Arc<Mutex<Inner>>);
 
@@ -29,7 +30,7 @@ struct Inner {
     host: String,
     port: u16,
     is_proxied: bool,
-    /// All addresses of the host, or none if it is not resolved yet.
+    /// All addresses of the host, or none if it has to be resolved.
     addresses: Vec<SocketAddr>,
     call: Call,
     /// Whether a byte of the request may have left.
@@ -39,6 +40,7 @@ struct Inner {
 }
 
 impl Connection {
+    /// Resolves nothing yet.
     pub fn new(url: &Url, proxy: Option<&Proxy>) -> Connection {
         let (host, port) = match proxy {
             Some(proxy) => (proxy.host(), proxy.inner.port()),
@@ -74,9 +76,11 @@ impl Connection {
         Ok(())
     }
 
-    /// From here on, waits no longer than this for the reply.
+    /// Waits no longer than this for the rest of the reply. An earlier limit stays in force.
     pub fn limit_wait(&self, to: Duration) {
-        self.lock().deadline = Some(Instant::now() + to);
+        let deadline = Instant::now() + to;
+        let mut inner = self.lock();
+        inner.deadline = Some(inner.deadline.unwrap_or(deadline).min(deadline));
     }
 
     /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the
@@ -102,7 +106,7 @@ impl Connection {
 }
 
 fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    // An image without /etc/hosts would ask DNS for it, and send the key to the answer.
+    // An image without /etc/hosts would ask DNS for it, and send the key to whatever address it returns.
     if host == "localhost" {
         return Ok(vec![
             (Ipv4Addr::LOCALHOST, port).into(),

@@ -7,6 +7,7 @@ use ureq::{Error, Timeout};
 use crate::error::io_message;
 use crate::settings::CaFile;
 
+/// A call without a reply.
 pub struct Failure {
     pub may_have_been_sent: bool,
     /// Whether a retry would fail in the same way: the proxy refused, or it is a TLS error.
@@ -17,6 +18,7 @@ pub struct Failure {
 /// rustls documents this kind of I/O error. ureq's SOCKS connector uses it, too.
 const TLS_ERROR: ErrorKind = ErrorKind::InvalidData;
 
+/// Returns true if a retry would fail in the same way.
 pub fn is_final(error: &Error) -> bool {
     match error {
         // A load balancer sends this alert while it starts.

@@ -23,12 +23,7 @@ use crate::signal;
 /// The longest header of a reply, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
 
-/// The time limit for a body after its header, except one that brings the secret.
-const BODY: Duration = Duration::from_secs(5);
-
-/// How long to wait for the end of a body whose secret has arrived.
-const END_OF_BODY: Duration = Duration::from_millis(200);
-
+/// Sends requests. It knows all secrets of the run, so texts from outside are made fit for the log here.
 pub struct Http<'a> {
     options: &'a Options,
     /// The portal's host, and the proxy on the way to it, for messages.
@@ -84,7 +79,7 @@ impl Http<'_> {
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
         let (name, peer) = (call.name(), &self.peer);
-        signal::doing(&format!("during {name} at {peer}"));
+        signal::set_activity(&format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
             let tried = self.connection.take_addresses();
             let ca_file = self.options.ca_file.as_ref();
@@ -104,7 +99,7 @@ impl Http<'_> {
     fn exchange(&self, call: Call) -> Result<Reply, Error> {
         self.connection.prepare(call)?;
         let response = self.request(call)?;
-        // The secret may be on its way.
+        // The body gets its time, too: it may bring the secret.
         signal::grant_time();
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
@@ -196,7 +191,8 @@ impl Http<'_> {
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
     fn read_body(&self, mut body: Body, mut brings_secret: bool) -> (String, Option<String>) {
         if !brings_secret {
-            self.connection.limit_wait(BODY);
+            // Any other body is soon known to be truncated.
+            self.connection.limit_wait(Duration::from_secs(5));
         }
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);
         let mut bytes = vec![];
@@ -209,11 +205,10 @@ impl Http<'_> {
                 Ok(_) => bytes.extend(byte),
                 Err(error) => break Some(failure::message(&error.into(), None)),
             }
-            // Portals send 60 bytes. A long body is read to its end first.
-            let is_short = bytes.len() <= 4096;
-            if brings_secret && is_short && reply::find_secret(&text(&bytes)).is_some() {
+            // Only a brace can complete the object with the secret.
+            if brings_secret && byte == *b"}" && reply::find_secret(&text(&bytes)).is_some() {
                 // Some servers never send the end. If it comes soon, the connection can be used again.
-                self.connection.limit_wait(END_OF_BODY);
+                self.connection.limit_wait(Duration::from_millis(200));
                 brings_secret = false;
             }
         };

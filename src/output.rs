@@ -18,6 +18,7 @@ use crate::signal;
 /// The free space that a file must have before anything is sent, in bytes.
 const MIN_FREE_SPACE: u64 = 4096;
 
+/// Where the secret is to go.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Destination {
     #[default]
@@ -36,10 +37,11 @@ impl Destination {
     }
 }
 
+/// A destination that is ready for the secret.
 pub enum Output<'a> {
     /// stdout, a FIFO or a device.
     Stream(File),
-    /// It keeps its identity, because it may be a bind mount.
+    /// It is overwritten in place, because it may be a bind mount.
     Existing(File, &'a Path),
     /// It is created when there is a secret, so that no run leaves an empty or partial file.
     New(&'a Path),
@@ -49,7 +51,7 @@ pub enum Output<'a> {
 impl<'a> Output<'a> {
     /// Opens the output, and leaves the contents of a file alone. A FIFO waits for its reader.
     pub fn open(options: &'a Options) -> Result<Output<'a>, Error> {
-        signal::doing("while opening the output");
+        signal::set_activity("while opening the output");
         let output = match &options.args.destination {
             Destination::Stdout => open_stdout(),
             Destination::File(path) => open_file(path),
@@ -76,8 +78,9 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Delivers the secret, or with `--json` the object that contains it.
     pub fn deliver(self, options: &Options, new: &NewSecret) -> Result<(), Error> {
-        signal::doing("during the delivery");
+        signal::set_activity("during the delivery");
         let text = if options.args.json {
             &new.object
         } else {
@@ -98,7 +101,7 @@ impl<'a> Output<'a> {
             let what = format!("the new secret was not delivered to {name}: {why}");
             return Err(Error::new(State::NotDelivered, what));
         }
-        signal::doing("after the delivery");
+        signal::set_activity("after the delivery");
         Ok(())
     }
 }
@@ -106,23 +109,24 @@ impl<'a> Output<'a> {
 /// Opens stdout if it can be written. `io::stdout` silently ignores a closed stdout.
 fn open_stdout() -> io::Result<Output<'static>> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let fd = file.as_raw_fd();
+    // Another process that shares a pipe may have made it non-blocking.
     // SAFETY: the descriptor is open.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    let why = match flags & libc::O_ACCMODE {
-        libc::O_RDONLY => "it is open read-only",
-        // Rust replaces a closed stdout with /dev/null, open for reading, too.
-        libc::O_RDWR if is_same_file(&file, Path::new("/dev/null")) => {
-            "it is closed, or it is /dev/null opened read-write"
-        }
-        _ => {
-            // Another process that shares a pipe may have made it non-blocking.
-            // SAFETY: the descriptor is open.
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
-            reserve_room(&file, file.metadata()?.len())?;
-            return Ok(Output::Stream(file));
-        }
+    let flags = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK);
+        flags
     };
-    fail(why)
+    let access = flags & libc::O_ACCMODE;
+    if access == libc::O_RDONLY {
+        return fail("it is open read-only");
+    }
+    // Rust replaces a closed stdout with /dev/null, open for reading, too.
+    if access == libc::O_RDWR && is_same_file(&file, Path::new("/dev/null")) {
+        return fail("it is closed, or it is /dev/null opened read-write");
+    }
+    reserve_room(&file, file.metadata()?.len())?;
+    Ok(Output::Stream(file))
 }
 
 fn open_file(path: &Path) -> io::Result<Output<'_>> {

@@ -12,6 +12,7 @@ use crate::secret::NewSecret;
 use crate::settings::Options;
 use crate::signal;
 
+/// The portal, in the words of the job.
 pub struct Portal<'a> {
     options: &'a Options,
     http: Http<'a>,
@@ -20,6 +21,7 @@ pub struct Portal<'a> {
 }
 
 impl<'a> Portal<'a> {
+    /// Sends nothing yet.
     pub fn new(options: &'a Options) -> Portal<'a> {
         Portal {
             options,
@@ -66,7 +68,7 @@ impl<'a> Portal<'a> {
             "Ready: {} knows client {} ({key}, {signed_in}).",
             self.options.url.text, self.options.client
         ));
-        // The rest is extra, and does not change the status any more.
+        // From here on, the status is 0, whatever a signal or the time limit does.
         signal::finish();
         if let Ok(reply) = self.http.send(Call::Expiry)
             && let Some(date) = reply::expiry(&reply)
@@ -76,43 +78,45 @@ impl<'a> Portal<'a> {
         Ok(())
     }
 
+    /// Makes the portal create a new secret.
     pub fn regenerate(&mut self) -> Result<&NewSecret, Error> {
         let new = self.call(Call::Regenerate, reply::regenerated)?;
         self.log("Client secret has been regenerated.");
         Ok(self.http.new_secret.insert(new))
     }
 
+    /// Revokes the consent of the key's user to the client.
     pub fn revoke(&self) -> Result<(), Error> {
         self.call(Call::Revoke, reply::revoked)?;
-        self.log(&format!(
-            "Client consent revoked for client {}.",
-            self.options.client
-        ));
+        let client = &self.options.client;
+        self.log(&format!("Client consent revoked for client {client}."));
         Ok(())
     }
 
-    /// Checks that the new secret is live. After two runs at once, only the later secret is.
+    /// Checks that the new secret is live. After two runs at once, only the later secret is live.
     pub fn verify(&self) -> Result<(), Error> {
         // A portal may need some seconds to know the secret. It is asked 5 times in 10 s: its limit
         // is 10 times a minute (read in its source), and a second run has to fit.
-        for seconds in [1, 2, 3, 4, 0] {
-            if self.call(Call::Introspect, reply::is_live)? {
-                self.log("The new secret is live.");
-                return Ok(());
-            }
+        for seconds in [0, 1, 2, 3, 4] {
             let wait = Duration::from_secs(seconds);
-            if wait >= signal::time_left() {
+            if wait > signal::time_left() {
                 break;
             }
             thread::sleep(wait);
             signal::grant_time();
+            if self.call(Call::Introspect, reply::is_live)? {
+                self.log("The new secret is live.");
+                return Ok(());
+            }
         }
-        let what = format!(
-            "{} rejects the new secret: another run or a late PATCH has replaced it, \
-             or the app is disabled, or the portal does not know it yet",
-            self.options.url.shown
-        );
-        Err(Error::new(State::NotVerified, what))
+        Err(Error::new(
+            State::NotVerified,
+            format!(
+                "{} rejects the new secret: another run or a late PATCH has replaced it, \
+                 or the app is disabled, or the portal does not know it yet",
+                self.options.url.shown
+            ),
+        ))
     }
 
     /// Makes a call, and repeats it while that is safe and there is time. Returns what `read` makes of
@@ -154,7 +158,7 @@ impl<'a> Portal<'a> {
     /// Logs the status of a call that failed for good, and returns the error.
     fn error(&self, call: Call, result: &Result<Reply, Failure>, not_done: &NotDone) -> Error {
         let state = match (signal::state(), not_done) {
-            // A refusal by now, or of the PATCH, proves that the secret is unchanged.
+            // A refusal before the PATCH, or of it, proves that the secret is unchanged.
             (State::Unchanged | State::Unknown, NotDone::Refused(_)) => State::Refused,
             (state, _) => state,
         };

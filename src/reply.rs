@@ -31,7 +31,7 @@ pub struct Reply {
     pub truncated: Option<String>,
     /// What the server says, fit for the log, as in ` (Forbidden)`.
     pub words: String,
-    /// Whether the request had a signature, and whether its key is an API key.
+    /// Whether the run has a signature, and whether its key is an API key.
     pub has_signature: bool,
     pub has_api_key: bool,
 }
@@ -67,10 +67,12 @@ pub fn evaluate<T>(
 }
 
 impl Reply {
+    /// Parses the body, which has to be one JSON value.
     pub fn json(&self) -> Result<Value, serde_json::Error> {
         serde_json::from_str(self.text())
     }
 
+    /// Returns true for 2xx.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -89,10 +91,12 @@ impl Reply {
         }
     }
 
+    /// Returns true if the reply has no body, and none was to come.
     pub fn is_empty(&self) -> bool {
         self.text().is_empty() && self.truncated.is_none()
     }
 
+    /// Returns true for an error of DocSpace's own (RFC 9457).
     pub fn is_problem(&self) -> bool {
         self.content_type.starts_with("application/problem+json")
     }
@@ -106,7 +110,7 @@ impl Reply {
         }
     }
 
-    /// Returns what the portal API wraps in `response`, or null.
+    /// Returns what the portal API wraps in `response`, with status 200. Otherwise null.
     fn response(&self) -> Value {
         let json = self.json().unwrap_or_default();
         match self.status {
@@ -135,10 +139,11 @@ pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotD
     if reply.status == 401 || would_lose_secret {
         return Err(Refused(cause));
     }
-    if let Some(why) = reply.missing_end()
-        && reply.status == 200
-        && cause.is_none()
+    // A body that is too large would be too large again.
+    if reply.status == 200
         && reply.body.len() <= MAX_BODY
+        && cause.is_none()
+        && let Some(why) = reply.missing_end()
     {
         return Err(Unclear(Some(why)));
     }
@@ -187,14 +192,17 @@ pub fn regenerated(reply: &Reply) -> Result<NewSecret, NotDone> {
 }
 
 fn what_came_instead(reply: &Reply) -> String {
-    // Type and encoding explain only a body that has come and is not JSON.
-    let why = match reply.general_cause() {
-        _ if reply.json().is_ok() => "no valid client_secret in the reply",
-        _ if reply.is_empty() => "the reply has no body",
-        Some(cause) if !reply.text().is_empty() => return cause,
-        _ => "not JSON",
-    };
-    reply.missing_end().unwrap_or(why.to_owned())
+    if reply.json().is_ok() {
+        return "no valid client_secret in the reply".to_owned();
+    }
+    if reply.is_empty() {
+        return "the reply has no body".to_owned();
+    }
+    match reply.general_cause() {
+        // Type and encoding explain only a body that has come.
+        Some(cause) if !reply.text().is_empty() => cause,
+        _ => reply.missing_end().unwrap_or("not JSON".to_owned()),
+    }
 }
 
 /// Removes whitespace and byte order marks, with which some servers begin a body.

@@ -3,18 +3,17 @@
 use std::ffi::OsStr;
 use std::fmt;
 
+/// What is shown in place of a secret.
 pub const HIDDEN: &str = "[hidden]";
 
 /// The longest key and signature, in bytes: web servers reject longer header lines.
 const MAX_KEY: usize = 8000;
 
-/// How much is shown of a text before an ellipsis, in characters.
-const MAX_SHOWN: usize = 199;
-
 /// A key, a signature or a client secret. Only [`Secret::expose`] shows it.
 pub struct Secret(String);
 
 impl Secret {
+    /// Hides a text, valid or not.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
@@ -57,6 +56,7 @@ impl Secret {
         Some(Secret::new(text))
     }
 
+    /// Returns the text, for a request or a delivery.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -121,8 +121,9 @@ pub fn show(name: &OsStr) -> String {
     shorten(escape(name))
 }
 
+/// Cuts a line to 200 characters, with an ellipsis.
 pub fn shorten(mut line: String) -> String {
-    if let Some((end, _)) = line.char_indices().nth(MAX_SHOWN) {
+    if let Some((end, _)) = line.char_indices().nth(199) {
         line.truncate(end);
         line.push('…');
     }

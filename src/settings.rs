@@ -14,9 +14,6 @@ use crate::output::Destination;
 use crate::secret::{Secret, may_contain_key, show, trim};
 use crate::signal;
 
-/// How much of a file is read, in bytes: a hundred times the CAs of a Linux distribution.
-const MAX_FILE: u64 = 32 * 1024 * 1024;
-
 /// Everything that a run needs to know.
 pub struct Options {
     pub args: Arguments,
@@ -150,7 +147,7 @@ fn value_or_file(
     }
 }
 
-/// Returns the path of a file, unless it could be the key: a key has no slash.
+/// Returns the path of a file, unless it could be the key: an API key has no slash.
 fn path_to_show(path: &OsStr) -> String {
     let text = path.to_string_lossy();
     if may_contain_key(&text) || !text.contains('/') {
@@ -159,11 +156,11 @@ fn path_to_show(path: &OsStr) -> String {
     show(path)
 }
 
-/// Reads a file. One without an end (/dev/zero) is cut.
+/// Reads a file. One without an end (/dev/zero) is truncated at 32 MiB.
 fn read_file(path: &OsStr, name: &str) -> Result<Vec<u8>, Error> {
-    signal::doing(&format!("while reading {name}"));
+    signal::set_activity(&format!("while reading {name}"));
     let mut text = vec![];
-    let result = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut text));
+    let result = File::open(path).and_then(|file| file.take(32 << 20).read_to_end(&mut text));
     match result {
         Ok(_) => Ok(text),
         Err(error) => Error::usage(format!("cannot read {name}: {}", io_message(&error))),

@@ -11,7 +11,7 @@ use std::{mem, ptr};
 
 use crate::error::{State, stderr_accepts};
 
-const ENDING: [c_int; 5] = [
+const HANDLED_SIGNALS: [c_int; 5] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -24,7 +24,7 @@ struct Run {
     deadline: Option<Instant>,
     state: State,
     /// What the run is doing, for its last line: `during [GET token] at portal.example`.
-    doing: String,
+    activity: String,
     /// The first signal that was deferred.
     deferred: Option<c_int>,
     /// What the time limit ends: the command's process id, or the negative id of its group.
@@ -34,7 +34,7 @@ struct Run {
 const NO_RUN: Run = Run {
     deadline: None,
     state: State::Unchanged,
-    doing: String::new(),
+    activity: String::new(),
     deferred: None,
     command: None,
 };
@@ -91,7 +91,7 @@ impl Run {
         let _ = writeln!(
             line,
             "docspace-rotate: {cause} {}{running}; {state}",
-            self.doing
+            self.activity
         );
         let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.
@@ -109,7 +109,7 @@ pub fn start(timeout: Duration) {
     change(|run| {
         *run = Run {
             deadline: Some(Instant::now() + timeout),
-            doing: "before anything was sent".to_owned(),
+            activity: "before anything was sent".to_owned(),
             ..NO_RUN
         };
     });
@@ -119,7 +119,7 @@ pub fn start(timeout: Duration) {
 
 /// From here on, neither a signal nor the time limit ends the run.
 pub fn finish() {
-    for signal in ENDING {
+    for signal in HANDLED_SIGNALS {
         // SAFETY: SIG_IGN is a valid disposition.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
@@ -131,8 +131,8 @@ pub fn time_left() -> Duration {
 }
 
 /// Says what the run is doing, for the line that a signal or the time limit would write.
-pub fn doing(what: &str) {
-    change(|run| run.doing = what.to_owned());
+pub fn set_activity(what: &str) {
+    change(|run| run.activity = what.to_owned());
 }
 
 /// Returns the state that the client is in.
@@ -188,7 +188,7 @@ fn install() {
         action.sa_flags = libc::SA_RESTART;
         // One signal at a time: of two that are pending, the second would otherwise count.
         libc::sigfillset(&mut action.sa_mask);
-        for signal in ENDING {
+        for signal in HANDLED_SIGNALS {
             // Ignoring a signal discards a pending one, such as an alarm that was set before exec.
             let was_ignored = libc::signal(signal, libc::SIG_IGN) == libc::SIG_IGN;
             if signal == libc::SIGALRM || !was_ignored {

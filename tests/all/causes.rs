@@ -887,7 +887,7 @@ fn redirects() -> Vec<Redirect> {
             tls: true,
             status: "308 ",
             location: "HTTP://<portal>/x".to_owned(),
-            cause: forwarded("HTTP://<portal>/x"),
+            cause: forwarded("http://<portal>/x"),
         },
         Redirect {
             name: "http to https on the same host",
@@ -928,7 +928,7 @@ fn redirects() -> Vec<Redirect> {
         Redirect {
             name: "another host with a user and a password",
             location: "https://user:word@login.invalid/".to_owned(),
-            cause: redirects_to("login.invalid/"),
+            cause: redirects_to("https://login.invalid/"),
             ..Redirect::default()
         },
         Redirect {

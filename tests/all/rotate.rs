@@ -420,7 +420,7 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
         Case {
             name: "a user and a password",
             reply: redirect("https://user:hush@new.invalid/x"),
-            said: "307: it redirects to new.invalid/x: set --url to it if it is the portal's own address, otherwise a login page stands in front",
+            said: "307: it redirects to https://new.invalid/x: set --url to it if it is the portal's own address, otherwise a login page stands in front",
             ..Case::default()
         },
         Case {
