@@ -209,7 +209,7 @@ fn ignore_unless_full(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Overwrites a file in place: from the start, then cut to its new length.
+/// Overwrites a file in place: from the start, then truncated to its new length.
 fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;
@@ -217,7 +217,8 @@ fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_replaced(&file, path)
 }
 
-/// Fails if the file has no name left: it was removed, or a bind-mounted file was replaced on the host. Files under /dev and /proc may never have had one.
+/// Fails if the file has no name left: it was removed, or a bind-mounted file was replaced on the host.
+/// Files under /dev and /proc may never have had one.
 fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     let needs_no_name = path.starts_with("/dev") || path.starts_with("/proc");
     if needs_no_name || file.metadata()?.nlink() > 0 {

@@ -121,7 +121,7 @@ pub fn show(name: &OsStr) -> String {
     shorten(escape(name))
 }
 
-/// Cuts a line to 200 characters, with an ellipsis.
+/// Truncates a line to 200 characters, with an ellipsis.
 pub fn shorten(mut line: String) -> String {
     if let Some((end, _)) = line.char_indices().nth(199) {
         line.truncate(end);

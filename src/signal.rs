@@ -203,7 +203,7 @@ fn install() {
     }
 }
 
-/// Decides what a signal does. Calls only what is async-signal-safe (signal-safety(7)).
+/// Decides what a signal does. Makes only system calls; the lock is always free here.
 extern "C" fn handle(signal: c_int) {
     let mut run = RUN.lock().expect("never poisoned");
     if signal == libc::SIGALRM || !run.defers_signals() {
