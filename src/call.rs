@@ -1,13 +1,14 @@
-//! The calls, and when one is repeated. `http.rs` sends them, `reply.rs` says what their replies mean.
+//! The calls, and when one is repeated. `http.rs` sends them, `reply.rs` says what their replies mean,
+//! `portal.rs` repeats them.
 //!
 //! ```text
-//! call        request                 carries             for
-//! SignIn      GET .../oauth2/token    key                 the signature, which portals require
-//! Probe       HEAD .../{id}           key and signature   waiting until the portal is ready; --check
-//! Regenerate  PATCH .../regenerate    key and signature   the new secret
-//! Revoke      DELETE .../revoke       key and signature   revoking the consent
-//! Introspect  POST .../introspect     id and new secret   --verify
-//! Expiry      GET .../keys/@self      key                 --check
+//! call        request                 carries                   for
+//! SignIn      GET .../oauth2/token    key                       the signature, which portals require
+//! Probe       HEAD .../{id}           key, signature if issued  waiting for the portal; --check
+//! Regenerate  PATCH .../regenerate    key, signature if issued  the new secret
+//! Revoke      DELETE .../revoke       key, signature if issued  revoking the consent
+//! Introspect  POST .../introspect     id, new secret            --verify
+//! Expiry      GET .../keys/@self      key                       --check
 //! ```
 //!
 //! The PATCH is special:
@@ -16,19 +17,21 @@
 //! - It has a fresh connection and no time limit of its own (`http.rs`).
 //! - A refusal that contains a secret does not prove that nothing changed (`reply.rs`).
 //!
-//! What happened decides whether a call is repeated. The first row that fits counts:
+//! What happened decides whether a call is repeated. The first row that fits counts
+//! (`reply::evaluate`):
 //!
 //! ```text
 //! TLS or the proxy failed for good, before the request was sent   Refused   never
 //! no connection, or no finished TLS handshake                     Busy      repeated
-//! no complete reply                                               Unclear   repeated, but not the PATCH
+//! no valid header of a reply, but the request may have been sent  Unclear   repeated, but not the PATCH
 //! 429                                                             Busy      repeated
 //! 1xx, 408, 425, 500, 502 and above                               Unclear   repeated, but not the PATCH
-//! any other status                                                what the reader of the call returns
+//! any other status, with or without the end of its body           what the reader of the call returns
 //! ```
 //!
-//! No retry begins after the time limit. 425 to the PATCH is a refusal. A TLS error in answer to the
-//! sign-in or the HEAD is Refused, too.
+//! 425 to the PATCH is a refusal. A TLS error in answer to the sign-in or the HEAD is Refused, too. If the
+//! wait before a retry (1 to 10 s, or `Retry-After`) would exceed the time limit, the run fails at once.
+//! Expiry is sent once. `Portal::verify` asks 5 times while the portal rejects the secret.
 
 /// The kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

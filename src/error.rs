@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io::{self, Write};
 
-/// The state that a run leaves the client in. The number is the exit status, which scripts rely on.
-/// `Usage` and `Refused` only end a run. The current state is in `signal.rs`.
+/// The five states of the client, and two ends of a run that are never entered: `Usage` and `Refused`.
+/// The number is the exit status, which scripts rely on. The current state is in `signal.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Usage = 2,
