@@ -133,12 +133,10 @@ impl Http<'_> {
     fn words(&self, call: Call, reply: &Reply) -> String {
         let mut words = server_words(reply);
         for text in &mut words {
-            let is_secret = call.returns_secret() && looks_like_secret(text, &self.options.client);
-            *text = if is_secret {
-                HIDDEN.to_owned()
-            } else {
-                self.redact(text)
-            };
+            if call.returns_secret() && looks_like_secret(text, &self.options.client) {
+                *text = HIDDEN.to_owned();
+            }
+            *text = self.redact(text);
         }
         if words.is_empty() {
             return String::new();

@@ -253,7 +253,7 @@ pub fn is_live(reply: &Reply) -> Result<bool, NotDone> {
 pub fn expiry(reply: &Reply) -> Option<String> {
     let response = reply.response();
     let date = response["expiresAt"].as_str()?.get(..10)?;
-    if !date.chars().all(|c| c.is_ascii_digit() || c == '-') {
+    if date.replace(|c: char| c.is_ascii_digit(), "0") != "0000-00-00" {
         return None;
     }
     Some(date.to_owned())
@@ -525,6 +525,8 @@ mod tests {
             r#""15.06.2027""#,
             r#""2027-06-1x""#,
             r#""0000-00""#,
+            r#""1812345678000""#,
+            r#""----------""#,
         ] {
             assert_eq!(expiry(&reply(200, &body(other))), None, "{other}");
         }

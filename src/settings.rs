@@ -209,19 +209,18 @@ fn read_ca_file(setting: Option<Setting>, key: &Secret) -> Result<Option<CaFile>
     let pem = read_file(&value, &format!("the CA file {name}"))?;
     let mut certificates = vec![];
     for item in parse_pem(trim(&pem)) {
-        let Ok(item) = item else {
-            return Error::usage(format!(
-                "the CA file {name} contains a malformed certificate \
-                 (check BEGIN, END and base64)"
-            ));
-        };
-        if let PemItem::Certificate(certificate) = item {
+        if let Ok(PemItem::Certificate(certificate)) = item {
             certificates.push(certificate);
         }
     }
-    if certificates.is_empty() {
+    // One that is damaged, or that begins on the line where another ends, is not in the list.
+    let begun = String::from_utf8_lossy(&pem)
+        .matches("BEGIN CERTIFICATE-----")
+        .count();
+    if begun == 0 || begun != certificates.len() {
         return Error::usage(format!(
-            "the CA file {name} contains no certificate in PEM format"
+            "the CA file {name} contains no certificate in PEM format, or a malformed one \
+             (check BEGIN, END and base64)"
         ));
     }
     Ok(Some(CaFile { name, certificates }))

@@ -39,6 +39,40 @@ struct Untrusted<'a> {
 }
 
 #[test]
+fn a_damaged_ca_file_is_refused_before_anything_is_sent() {
+    let folder = Folder::new();
+    let pem = Certificates::new().ca_pem;
+    let end = "-----END CERTIFICATE-----";
+    for (name, contents) in [
+        ("no END", pem.replacen(end, "", 1) + &pem),
+        ("no END at all", pem.replacen(end, "", 1)),
+        ("two on one line", format!("{}{pem}", pem.trim_end())),
+        ("bad base64", pem.replacen("MI", "M!", 1) + &pem),
+        (
+            "a short BEGIN",
+            pem.replacen("-----BEGIN", "----BEGIN", 1) + &pem,
+        ),
+        (
+            "a key alone",
+            "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n".to_owned(),
+        ),
+        ("DER", "0\u{3}\u{2}\u{1}\0".to_owned()),
+        ("empty", String::new()),
+    ] {
+        let file = folder.file("ca.pem", contents);
+        let error = format!(
+            "the CA file {} (from --cacert) contains no certificate in PEM format, \
+             or a malformed one (check BEGIN, END and base64); nothing was sent; see --help",
+            file.display()
+        );
+        let _case = Named(name);
+        let portal = MockPortal::new(vec![]);
+        let mut command = rotate(&portal);
+        run(command.arg("--cacert").arg(&file)).fails_with(2, &error);
+    }
+}
+
+#[test]
 fn a_portal_that_is_not_trusted_gets_no_request() {
     let (folder, certificates, ca) = authority();
     let other = folder.file("other.pem", Certificates::new().ca_pem);
