@@ -143,6 +143,10 @@ fn mistakes_send_nothing() {
             "--output: contains a control character (Windows line endings?)",
         ),
         (
+            &["--timeout", "30\r"],
+            "--timeout: expected seconds, more than 0 and at most 240",
+        ),
+        (
             &["--cacert", "missing.pem"],
             "cannot read the CA file missing.pem (from --cacert): No such file or directory",
         ),
