@@ -213,11 +213,12 @@ fn read_ca_file(setting: Option<Setting>, key: &Secret) -> Result<Option<CaFile>
             certificates.push(certificate);
         }
     }
-    // One that is damaged, or that begins on the line where another ends, is not in the list.
-    let begun = String::from_utf8_lossy(&pem)
-        .matches("BEGIN CERTIFICATE-----")
+    // Each has a BEGIN and an END. One that is damaged, or that begins on the line where another ends, is
+    // not in the list.
+    let lines = String::from_utf8_lossy(&pem)
+        .matches(" CERTIFICATE-----")
         .count();
-    if begun == 0 || begun != certificates.len() {
+    if lines == 0 || lines != 2 * certificates.len() {
         return Error::usage(format!(
             "the CA file {name} contains no certificate in PEM format, or a malformed one \
              (check BEGIN, END and base64)"

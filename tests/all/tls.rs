@@ -53,6 +53,10 @@ fn a_damaged_ca_file_is_refused_before_anything_is_sent() {
             pem.replacen("-----BEGIN", "----BEGIN", 1) + &pem,
         ),
         (
+            "a long BEGIN",
+            pem.replacen("BEGIN CERTIFICATE-----", "BEGIN CERTIFICATE----", 1) + &pem,
+        ),
+        (
             "a key alone",
             "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n".to_owned(),
         ),
