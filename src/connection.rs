@@ -78,9 +78,7 @@ impl Connection {
 
     /// Waits no longer than this for the rest of the reply. An earlier limit stays in force.
     pub fn limit_wait(&self, to: Duration) {
-        let deadline = Instant::now() + to;
-        let mut inner = self.lock();
-        inner.deadline = Some(inner.deadline.unwrap_or(deadline).min(deadline));
+        self.lock().deadline.get_or_insert(Instant::now() + to);
     }
 
     /// Returns the addresses that were tried in vain, as in ` (127.0.0.9)`, and forgets them: the

@@ -14,6 +14,7 @@ use ureq::{Agent, Body, Error};
 use crate::call::Call;
 use crate::cause::server_words;
 use crate::connection::Connection;
+use crate::error::State;
 use crate::failure::{self, Failure};
 use crate::reply::{self, MAX_BODY, Reply};
 use crate::secret::{HIDDEN, NewSecret, Secret, looks_like_secret, redact, shorten};
@@ -78,7 +79,8 @@ impl Http<'_> {
 
     /// Makes one attempt at a call.
     pub fn send(&self, call: Call) -> Result<Reply, Failure> {
-        let (name, peer) = (call.name(), &self.peer);
+        let name = call.name();
+        let peer = &self.peer;
         signal::set_activity(&format!("during {name} at {peer}"));
         self.exchange(call).map_err(|error| {
             let tried = self.connection.take_addresses();
@@ -205,6 +207,8 @@ impl Http<'_> {
             }
             // Only a brace can complete the object with the secret.
             if brings_secret && byte == *b"}" && reply::find_secret(&text(&bytes)).is_some() {
+                // From here on, signals and the time limit leave time for the delivery.
+                signal::enter(State::NotDelivered);
                 // Some servers never send the end. If it comes soon, the connection can be used again.
                 self.connection.limit_wait(Duration::from_millis(200));
                 brings_secret = false;

@@ -60,9 +60,11 @@ impl<'a> Output<'a> {
             }
         };
         output.or_else(|error| {
-            let name = options.args.destination.name();
-            let why = io_message(&error);
-            Error::usage(format!("cannot deliver to {name}: {why}"))
+            Error::usage(format!(
+                "cannot deliver to {}: {}",
+                options.args.destination.name(),
+                io_message(&error)
+            ))
         })
     }
 
@@ -96,9 +98,11 @@ impl<'a> Output<'a> {
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
         };
         if let Err(error) = delivered {
-            let why = io_message(&error);
-            let name = options.args.destination.name();
-            let what = format!("the new secret was not delivered to {name}: {why}");
+            let what = format!(
+                "the new secret was not delivered to {}: {}",
+                options.args.destination.name(),
+                io_message(&error)
+            );
             return Err(Error::new(State::NotDelivered, what));
         }
         signal::set_activity("after the delivery");
