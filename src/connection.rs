@@ -96,8 +96,9 @@ impl Connection {
         if shown.is_empty() || shown == [inner.host.as_str()] {
             return Some(String::new());
         }
-        if addresses.len() > 3 {
-            shown.push(format!("and {} more", addresses.len() - 3));
+        let more = addresses.len() - shown.len();
+        if more > 0 {
+            shown.push(format!("and {more} more"));
         }
         Some(format!(" ({})", shown.join(", ")))
     }

@@ -191,7 +191,7 @@ impl Http<'_> {
     /// Reads the body as far as it comes. Returns it, and why its end is missing.
     fn read_body(&self, mut body: Body, mut brings_secret: bool) -> (String, Option<String>) {
         if !brings_secret {
-            // Any other body is soon known to be truncated.
+            // No other body is worth more time.
             self.connection.limit_wait(Duration::from_secs(5));
         }
         let mut reader = body.as_reader().take(MAX_BODY as u64 + 1);

@@ -215,10 +215,10 @@ fn read_ca_file(setting: Option<Setting>, key: &Secret) -> Result<Option<CaFile>
     }
     // Each has a BEGIN and an END. One that is damaged, or that begins on the line where another ends, is
     // not in the list.
-    let lines = String::from_utf8_lossy(&pem)
+    let markers = String::from_utf8_lossy(&pem)
         .matches(" CERTIFICATE-----")
         .count();
-    if lines == 0 || lines != 2 * certificates.len() {
+    if markers == 0 || markers != 2 * certificates.len() {
         return Error::usage(format!(
             "the CA file {name} contains no certificate in PEM format, or a malformed one \
              (check BEGIN, END and base64)"
