@@ -26,19 +26,13 @@ pub fn is_final(error: &Error) -> bool {
             error.kind() == TLS_ERROR && !error.to_string().ends_with("alert: InternalError")
         }
         Error::Tls(_) => true,
-        Error::ConnectProxyFailed(text) => match proxy_status(text) {
-            None | Some("408" | "429") => false,
-            Some(status) => status.starts_with(['3', '4']),
+        // The status is only in words: `proxy server responded 407/407`.
+        Error::ConnectProxyFailed(text) => match text.rsplit_once('/') {
+            None | Some((_, "408" | "429")) => false,
+            Some((_, status)) => status.starts_with(['3', '4']),
         },
         _ => false,
     }
-}
-
-/// Returns the status with which a proxy answered CONNECT. ureq has it only in words: `proxy server
-/// responded 407/407`.
-fn proxy_status(text: &str) -> Option<&str> {
-    let (_, status) = text.rsplit_once('/')?;
-    Some(status)
 }
 
 /// Says in plain words what went wrong.
@@ -56,8 +50,8 @@ pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
         Error::Tls(_) => "the host is not a valid name for TLS",
         // HTTP/2 cannot be told from garbage.
         Error::Protocol(_) => "the reply is not HTTP/1.1, or malformed",
-        Error::ConnectProxyFailed(text) => match proxy_status(text) {
-            Some(status) => return format!("the proxy answered CONNECT with status {status}"),
+        Error::ConnectProxyFailed(text) => match text.rsplit_once('/') {
+            Some((_, status)) => return format!("the proxy answered CONNECT with status {status}"),
             None => "the proxy gave no valid answer to CONNECT",
         },
         error => return error.to_string(),

@@ -43,10 +43,8 @@ static RUN: Mutex<Run> = Mutex::new(NO_RUN);
 
 impl Run {
     fn time_left(&self) -> Duration {
-        match self.deadline {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-            None => Duration::ZERO,
-        }
+        let now = Instant::now();
+        self.deadline.unwrap_or(now).saturating_duration_since(now)
     }
 
     /// Sets the timer to the end of `--timeout`, but gives the PATCH, the delivery and each later call
