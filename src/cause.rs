@@ -38,13 +38,20 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1).
-    let is_portal_challenge = reply.challenge.is_empty() || reply.challenge.starts_with("bearer");
+    // Portals send no challenge, or only one for a bearer token (RFC 9110, section 11.6.1).
+    let challenge = &reply.challenge;
+    let asks_for_more = !challenge.is_empty() && !challenge.starts_with("bearer")
+        || challenge.contains("basic realm")
+        || challenge.contains("negotiate")
+        || challenge.contains("ntlm");
     let cause = match reply.status {
-        401 if !is_portal_challenge => {
+        401 if asks_for_more => {
             "something in front of the portal asks for a password or other credentials"
         }
-        401 if !reply.is_empty() => return None,
+        402 if reply.is_problem() => "the portal's subscription or licence has lapsed",
+        403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
+        404 if reply.is_problem() => "the portal is suspended or being removed",
+        401 | 403 | 404 if !reply.is_empty() => return None,
         401 if reply.has_api_key => {
             "the key is wrong, deactivated or expired, or its user is disabled"
         }
@@ -52,10 +59,6 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
             "the key is wrong, deactivated or expired, or its user is disabled \
              (it does not begin with sk-, so it is not an API key)"
         }
-        402 if reply.is_problem() => "the portal's subscription or licence has lapsed",
-        403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
-        404 if reply.is_problem() => "the portal is suspended or being removed",
-        403 | 404 if !reply.is_empty() => return None,
         403 if reply.has_api_key => {
             "usually means that the key's rights are restricted (it needs read access to \
              everything), or something in front of the portal refuses"

@@ -106,14 +106,16 @@ impl Http<'_> {
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
         let (body, truncated) = self.read_body(body, brings_secret);
-        let header = |name| match parts.headers.get(name) {
-            Some(value) => text(value.as_bytes()),
-            None => String::new(),
+        // The lines of a field count as one (RFC 9110, section 5.3).
+        let header = |name| {
+            let mut lines = vec![];
+            for line in parts.headers.get_all(name) {
+                lines.push(text(line.as_bytes()));
+            }
+            lines.join(", ")
         };
-        let Options {
-            url, client, key, ..
-        } = self.options;
-        let redirect = url.redirect(&header("location"), client);
+        let options = self.options;
+        let redirect = options.url.redirect(&header("location"), &options.client);
         let mut reply = Reply {
             status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
@@ -125,7 +127,7 @@ impl Http<'_> {
             truncated,
             words: String::new(),
             has_signature: self.signature.is_some(),
-            has_api_key: key.is_api_key(),
+            has_api_key: options.key.is_api_key(),
         };
         reply.words = self.words(call, &reply);
         Ok(reply)

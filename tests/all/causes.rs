@@ -232,6 +232,43 @@ fn a_sign_in_that_is_not_authorized() {
             ..SignInRow::default()
         },
         SignInRow {
+            name: "a bearer whose error is described",
+            reply: response(
+                "401 ",
+                "WWW-Authenticate: Bearer error=\"invalid_token\", error_description=\"It is old\"",
+                "",
+            ),
+            said: format!("401: {WRONG_KEY}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "a bearer, and Basic on a line of its own",
+            reply: with_header(
+                "WWW-Authenticate: Bearer",
+                &with_header(basic, &recorded("token-401")),
+            ),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "a bearer, and Basic on the same line",
+            reply: response("401 ", "WWW-Authenticate: Bearer, Basic realm=\"x\"", ""),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "a bearer, and Negotiate",
+            reply: response("401 ", "WWW-Authenticate: Bearer, Negotiate", ""),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "a bearer, and NTLM",
+            reply: response("401 ", "WWW-Authenticate: Bearer, NTLM", ""),
+            said: format!("401: {PASSWORD}"),
+            ..SignInRow::default()
+        },
+        SignInRow {
             name: "a scheme without a password",
             reply: response("401 ", "WWW-Authenticate: AWS4-HMAC-SHA256", ""),
             said: format!("401: {PASSWORD}"),
