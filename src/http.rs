@@ -38,12 +38,11 @@ pub struct Http<'a> {
 impl Http<'_> {
     /// Sets up ureq, and sends nothing.
     pub fn new(options: &Options) -> Http<'_> {
-        let Options { url, proxy, .. } = options;
         let config = Config::builder()
             .http_status_as_error(false)
             // A followed redirect would turn the PATCH into a GET, and take the signature elsewhere.
             .max_redirects(0)
-            .proxy(proxy.as_ref().map(|proxy| proxy.inner.clone()))
+            .proxy(options.proxy.as_ref().map(|proxy| proxy.inner.clone()))
             // Portals answer 500 to a request without it.
             .user_agent(concat!("docspace-rotate/", env!("CARGO_PKG_VERSION")))
             .accept("application/json")
@@ -60,7 +59,7 @@ impl Http<'_> {
             .input_buffer_size(MAX_HEADER + 1024)
             .output_buffer_size(10 * 1024)
             .build();
-        let connection = Connection::new(url, proxy.as_ref());
+        let connection = Connection::new(&options.url, options.proxy.as_ref());
         let connector = SocksConnector::default()
             .chain(ConnectProxyConnector::default())
             .chain(TcpConnector::default())
@@ -158,20 +157,21 @@ impl Http<'_> {
 
     /// Sends a request, and returns the reply with its body still to come.
     fn request(&self, call: Call) -> Result<Response<Body>, Error> {
-        let Options {
-            url, client, key, ..
-        } = self.options;
-        let url = format!("{}{}", url.text, call.path(client));
+        let options = self.options;
+        let url = format!("{}{}", options.url.text, call.path(&options.client));
         if let (Call::Introspect, Some(new)) = (call, &self.new_secret) {
             // The new secret alone authenticates this request. The token can be any text.
             return self.agent.post(url).send_form([
-                ("client_id", client.as_str()),
+                ("client_id", options.client.as_str()),
                 ("client_secret", new.secret.expose()),
                 ("token", "docspace-rotate"),
             ]);
         }
-        let mut request = http::Request::builder().method(call.method()).uri(url);
-        request = request.header("authorization", format!("Bearer {}", key.expose()));
+        let bearer = format!("Bearer {}", options.key.expose());
+        let mut request = http::Request::builder()
+            .method(call.method())
+            .uri(url)
+            .header("authorization", bearer);
         if let Some(signature) = &self.signature
             && call.is_signed()
         {
