@@ -6,9 +6,7 @@ use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::{self, Response};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::unversioned::transport::{
-    ConnectProxyConnector, Connector, RustlsConnector, SocksConnector, TcpConnector,
-};
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Body, Error};
 
 use crate::call::Call;
@@ -60,11 +58,7 @@ impl Http<'_> {
             .output_buffer_size(10 * 1024)
             .build();
         let connection = Connection::new(&options.url, options.proxy.as_ref());
-        let connector = SocksConnector::default()
-            .chain(ConnectProxyConnector::default())
-            .chain(TcpConnector::default())
-            .chain(RustlsConnector::default())
-            .chain(connection.clone());
+        let connector = DefaultConnector::default().chain(connection.clone());
         let agent = Agent::with_parts(config, connector, connection.clone());
         Http {
             options,
