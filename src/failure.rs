@@ -49,7 +49,7 @@ pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
         // Its only text is about the name.
         Error::Tls(_) => "the host is not a valid name for TLS",
         // HTTP/2 cannot be told from garbage.
-        Error::Protocol(_) => "the reply is not HTTP/1.1, or malformed",
+        Error::Protocol(_) => "the reply is not HTTP/1.1, or cannot be parsed",
         Error::ConnectProxyFailed(text) => match text.rsplit_once('/') {
             Some((_, status)) => return format!("the proxy answered CONNECT with status {status}"),
             None => "the proxy gave no valid answer to CONNECT",
@@ -60,7 +60,7 @@ pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
 }
 
 /// How rustls's texts begin, and what they mean. The later parts of a text may quote the server.
-const TLS_WORDS: [(&str, &str); 15] = [
+const TLS_WORDS: [(&str, &str); 16] = [
     (
         "invalid peer certificate: certificate expired",
         "the server's certificate or its intermediate has expired (check this machine's clock, too)",
@@ -111,25 +111,32 @@ const TLS_WORDS: [(&str, &str); 15] = [
     ),
     (
         "received corrupt message of type InvalidContentType",
-        "the server does not speak TLS on this port",
+        "the server does not speak TLS on this port, or sent a malformed record",
     ),
     (
         "received fatal alert: InternalError",
         "the server has no certificate for this name, or is failing (alert InternalError)",
+    ),
+    (
+        "received fatal alert: AlertDescription",
+        "the server ended the handshake (unknown alert)",
     ),
     // The texts of ureq's SOCKS connector.
     ("invalid re", "the proxy does not speak SOCKS"),
 ];
 
 fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
-    // A signature does not fit (BadSignature) if another CA has the same name.
+    // A signature does not fit if another CA has the same name, with the same kind of key or another.
+    // It cannot be checked with a short RSA key.
     if text.starts_with("invalid peer certificate: UnknownIssuer")
         || text.starts_with("invalid peer certificate: BadSignature")
+        || text.starts_with("invalid peer certificate: UnsupportedSignatureAlgorithmForPublicKey")
     {
         return match ca_file {
             Some(file) => format!(
                 "no CA in {} issued the server's certificate, \
-                 or the server does not send its intermediate certificate",
+                 or the server does not send its intermediate certificate, \
+                 or an RSA key has less than 2048 bits",
                 file.name
             ),
             None => "no built-in CA issued the server's certificate, \
@@ -161,6 +168,10 @@ mod tests {
         for (text, expected) in [
             ("invalid peer certificate: UnknownIssuer", "no built-in CA"),
             ("invalid peer certificate: BadSignature", "no built-in CA"),
+            (
+                "invalid peer certificate: UnsupportedSignatureAlgorithmForPublicKeyContext { x }",
+                "no built-in CA",
+            ),
             (host, "does not list this host"),
             (
                 "invalid peer certificate: BadEncoding",
@@ -186,6 +197,10 @@ mod tests {
             (
                 "received fatal alert: IllegalParameter",
                 "(alert IllegalParameter)",
+            ),
+            (
+                "received fatal alert: AlertDescription(0x1)",
+                "(unknown alert)",
             ),
             (
                 "received corrupt message of type InvalidContentType",

@@ -1348,7 +1348,7 @@ fn lost_secrets() -> Vec<Lost> {
             name: "a chunk with an invalid length",
             reply: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n".to_vec(),
             then: Some(Action::Hang),
-            said: "200: the reply is incomplete: the reply is not HTTP/1.1, or malformed"
+            said: "200: the reply is incomplete: the reply is not HTTP/1.1, or cannot be parsed"
                 .to_owned(),
         },
         Lost {

@@ -415,7 +415,7 @@ fn an_answer_that_breaks_http_says_so() {
     ] {
         let bytes = response("200 ", header, "");
         let patch = expect_then("PATCH regenerate", [Action::Send(bytes), Action::Close]);
-        let why = "the reply is not HTTP/1.1, or malformed";
+        let why = "the reply is not HTTP/1.1, or cannot be parsed";
         let error = format!("gave no valid answer to [PATCH regenerate]: {why}; ");
         run_script(ready([patch]), &[]).fails_with(7, &error);
     }

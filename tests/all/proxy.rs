@@ -105,7 +105,8 @@ fn a_certificate_of_a_tls_proxy_is_checked_and_the_proxy_is_named() {
     let run = run(&mut command);
     run.fails_with(3, "through the proxy ");
     let cause = "no CA in other.pem (from --cacert) issued the server's certificate, \
-                 or the server does not send its intermediate certificate; ";
+                 or the server does not send its intermediate certificate, \
+                 or an RSA key has less than 2048 bits; ";
     run.fails_with(3, cause);
 }
 
@@ -178,7 +179,7 @@ fn a_proxy_that_is_busy_is_tried_again_and_is_4() {
 
 #[test]
 fn a_proxy_that_answers_with_garbage_is_tried_again_and_is_4() {
-    let why = "the reply is not HTTP/1.1, or malformed, and ";
+    let why = "the reply is not HTTP/1.1, or cannot be parsed, and ";
     is_tried_again("http", b"garbage\r\n\r\n", why);
 }
 
@@ -188,7 +189,7 @@ fn a_proxy_that_sends_too_much_is_tried_again_and_is_4() {
     let why = "the proxy gave no valid answer to CONNECT, and ";
     is_tried_again("http", answer.as_bytes(), why);
     let answer = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(200));
-    let why = "the reply is not HTTP/1.1, or malformed, and ";
+    let why = "the reply is not HTTP/1.1, or cannot be parsed, and ";
     is_tried_again("http", answer.as_bytes(), why);
 }
 
