@@ -13,8 +13,9 @@ pub const WEB_PAGE: &str = "a web page, not an API reply";
 impl Reply {
     /// Says that the reply is compressed (RFC 9110, section 8.4.1), if it is.
     pub fn compression(&self) -> Option<String> {
-        let mut names = ["x-gzip", "gzip", "deflate", "compress", "br", "zstd"].into_iter();
-        let encoding = names.find(|name| self.content_encoding.contains(name))?;
+        let encoding = ["gzip", "deflate", "compress", "br", "zstd"]
+            .into_iter()
+            .find(|name| self.content_encoding.contains(name))?;
         Some(format!(
             "the reply is compressed ({encoding}), although the request did not allow it"
         ))
@@ -26,11 +27,20 @@ impl Reply {
             return self.redirect.clone();
         }
         let compression = self.compression();
-        if compression.is_none() && self.is_web_page() {
-            return Some(WEB_PAGE.to_owned());
+        // A body that is JSON is not compressed, whatever its label.
+        if compression.is_some() && self.json().is_err() {
+            return compression;
         }
-        compression
+        if self.is_web_page() {
+            return because(WEB_PAGE);
+        }
+        None
     }
+}
+
+/// Returns a cause that is always the same.
+pub fn because(cause: &str) -> Option<String> {
+    Some(cause.to_owned())
 }
 
 /// Says why the sign-in issued no signature.
@@ -38,20 +48,20 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Portals send no challenge, or only one for a bearer token (RFC 9110, section 11.6.1).
+    // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1). One that may
+    // ask for a password, too, proves nothing.
     let challenge = &reply.challenge;
-    let asks_for_more = !challenge.is_empty() && !challenge.starts_with("bearer")
-        || challenge.contains("basic realm")
+    let is_ambiguous = challenge.contains("basic")
         || challenge.contains("negotiate")
         || challenge.contains("ntlm");
     let cause = match reply.status {
-        401 if asks_for_more => {
+        401 if !challenge.is_empty() && !challenge.starts_with("bearer") => {
             "something in front of the portal asks for a password or other credentials"
         }
         402 if reply.is_problem() => "the portal's subscription or licence has lapsed",
         403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
         404 if reply.is_problem() => "the portal is suspended or being removed",
-        401 | 403 | 404 if !reply.is_empty() => return None,
+        401 | 403 | 404 if is_ambiguous || !reply.is_empty() => return None,
         401 if reply.has_api_key => {
             "the key is wrong, deactivated or expired, or its user is disabled"
         }
@@ -67,7 +77,7 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
         404 => "no DocSpace API at this address, or DocSpace is older than 3.1",
         _ => return None,
     };
-    Some(cause.to_owned())
+    because(cause)
 }
 
 /// Says why a call other than the sign-in was refused.
@@ -75,6 +85,9 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
+    // Portals before 3.7.1 send only `reason`. Other servers send other fields, too.
+    let has_only_reason =
+        reply.text().starts_with("{\"reason\":\"") && reply.text().ends_with("\"}");
     let cause = match reply.status {
         403 if reply.has_signature && reply.is_problem() => {
             "the key's user is a guest, or Developer Tools are limited to administrators"
@@ -82,8 +95,7 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
         403 if reply.has_signature && reply.is_empty() && reply.content_type.is_empty() => {
             "the identity service does not accept the portal's signature, or is failing"
         }
-        // Portals before 3.7.1 send only `reason`. Other servers send other fields before it.
-        404 if reply.is_problem() || reply.text().starts_with("{\"reason\":") => {
+        404 if reply.is_problem() || has_only_reason => {
             "no client with this id, or the key's user may not manage it"
         }
         // In reply to a HEAD, an old portal's `reason` is missing.
@@ -92,7 +104,7 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
         }
         _ => return None,
     };
-    Some(cause.to_owned())
+    because(cause)
 }
 
 /// Returns what a refusal says, or the title of a web page. The texts may contain secrets.

@@ -6,7 +6,7 @@ use serde_json::{Deserializer, Value};
 
 use crate::call::Call;
 use crate::call::NotDone::{self, Busy, Refused, Unclear};
-use crate::cause::{WEB_PAGE, refusal_cause, sign_in_cause};
+use crate::cause::{WEB_PAGE, because, refusal_cause, sign_in_cause};
 use crate::cli::Mode;
 use crate::failure::Failure;
 use crate::secret::{NewSecret, Secret};
@@ -34,10 +34,6 @@ pub struct Reply {
     /// Whether the run has a signature, and whether its key is an API key.
     pub has_signature: bool,
     pub has_api_key: bool,
-}
-
-fn because(cause: &str) -> Option<String> {
-    Some(cause.to_owned())
 }
 
 /// Reads the result of a call: first what it means for any call, then what `read` makes of it.
@@ -135,9 +131,9 @@ impl Reply {
 /// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
 pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotDone> {
     let cause = sign_in_cause(reply);
-    let would_lose_secret = mode != Mode::Revoke && reply.compression().is_some();
-    if reply.status == 401 || would_lose_secret {
-        return Err(Refused(cause));
+    let compression = reply.compression();
+    if reply.status == 401 || (mode != Mode::Revoke && compression.is_some()) {
+        return Err(Refused(cause.or(compression)));
     }
     // A body that is too large would be too large again.
     if reply.status == 200

@@ -226,9 +226,9 @@ fn a_sign_in_that_is_not_authorized() {
             ..SignInRow::default()
         },
         SignInRow {
-            name: "a bearer of a realm called basic",
+            name: "a bearer of a realm called basic, which could be Basic",
             reply: response("401 ", "WWW-Authenticate: Bearer realm=\"basic\"", ""),
-            said: format!("401: {WRONG_KEY}"),
+            said: "401".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -247,25 +247,25 @@ fn a_sign_in_that_is_not_authorized() {
                 "WWW-Authenticate: Bearer",
                 &with_header(basic, &recorded("token-401")),
             ),
-            said: format!("401: {PASSWORD}"),
+            said: "401".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "a bearer, and Basic on the same line",
             reply: response("401 ", "WWW-Authenticate: Bearer, Basic realm=\"x\"", ""),
-            said: format!("401: {PASSWORD}"),
+            said: "401".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "a bearer, and Negotiate",
             reply: response("401 ", "WWW-Authenticate: Bearer, Negotiate", ""),
-            said: format!("401: {PASSWORD}"),
+            said: "401".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
             name: "a bearer, and NTLM",
             reply: response("401 ", "WWW-Authenticate: Bearer, NTLM", ""),
-            said: format!("401: {PASSWORD}"),
+            said: "401".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
@@ -726,6 +726,24 @@ fn a_call_that_is_refused() {
             unsigned: NO_CLIENT,
         },
         Refusal {
+            name: "404 with a reason, and more",
+            reply: json_with("404 ", r#"{"reason":"no route","code":5}"#),
+            words: " (no route)",
+            ..Refusal::default()
+        },
+        Refusal {
+            name: "404 with a reason, cut off",
+            reply: json_with("404 ", r#"{"reason":"no such client"#),
+            ..Refusal::default()
+        },
+        Refusal {
+            name: "404 in plain JSON that is called compressed",
+            reply: encoded("gzip", &problem("404 ", r#"{"title":"Not Found"}"#)),
+            words: " (Not Found)",
+            signed: NO_CLIENT,
+            unsigned: NO_CLIENT,
+        },
+        Refusal {
             name: "404 of Kubernetes",
             reply: json_with(
                 "404 ",
@@ -1148,7 +1166,7 @@ fn a_portal_that_compresses_gets_no_patch() {
     let mut cases = vec![];
     for (encoding, shown) in [
         ("gzip", "gzip"),
-        ("x-gzip", "x-gzip"),
+        ("x-gzip", "gzip"),
         ("deflate", "deflate"),
         ("compress", "compress"),
         ("br", "br"),
