@@ -92,7 +92,12 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
         403 if reply.has_signature && reply.is_problem() => {
             "the key's user is a guest, or Developer Tools are limited to administrators"
         }
-        403 if reply.has_signature && reply.is_empty() && reply.content_type.is_empty() => {
+        // The identity service then sends no type and no challenge.
+        403 if reply.has_signature
+            && reply.is_empty()
+            && reply.content_type.is_empty()
+            && reply.challenge.is_empty() =>
+        {
             "the identity service does not accept the portal's signature, or is failing"
         }
         404 if reply.is_problem() || has_only_reason => {
@@ -111,11 +116,10 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
 pub fn server_words(reply: &Reply) -> Vec<String> {
     let text = reply.text();
     let mut words = vec![];
-    let shows_secret = text.contains("\"client_secret\"");
     let is_plain = reply.content_type.starts_with("text/plain") && reply.compression().is_none();
     if text.starts_with('<') {
         words.extend(title(text));
-    } else if reply.is_success() || reply.truncated.is_some() || shows_secret {
+    } else if reply.is_success() || reply.truncated.is_some() || text.contains("client_secret") {
         return words;
     } else if let Ok(json) = reply.json() {
         // JSON pointers to the texts (RFC 9457, RFC 6749, and what portals were seen to send). An empty one
@@ -375,6 +379,7 @@ mod tests {
             ),
             ("", r#"{"reason":"because","x":"hush"}"#, &["because"]),
             ("", r#"{"reason":"not hush","client_secret":"hush"}"#, &[]),
+            ("", r#""{\"client_secret\":\"hush\"}""#, &[]),
             (
                 "",
                 r#"{"error":"invalid","error_description":"why"}"#,

@@ -664,6 +664,15 @@ fn a_call_that_is_refused() {
             unsigned: WEB_PAGE,
         },
         Refusal {
+            name: "403, empty, with a challenge",
+            reply: response(
+                "403 ",
+                "WWW-Authenticate: Bearer error=\"insufficient_scope\"",
+                "",
+            ),
+            ..Refusal::default()
+        },
+        Refusal {
             name: "404, problem+json",
             reply: problem("404 ", &not_found),
             words: " (Not Found: 27D1F5AC-11DA-4592-828D-1BD6E6212E9D is not here)",
