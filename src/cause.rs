@@ -26,15 +26,14 @@ impl Reply {
         if (300..400).contains(&self.status) && self.redirect.is_some() {
             return self.redirect.clone();
         }
-        let compression = self.compression();
-        // A body that is JSON is not compressed, whatever its label.
-        if compression.is_some() && self.json().is_err() {
-            return compression;
+        // JSON is neither compressed nor a page, whatever its label.
+        if self.json().is_ok() {
+            return None;
         }
-        if self.is_web_page() {
-            return because(WEB_PAGE);
+        match self.compression() {
+            None if self.is_web_page() => because(WEB_PAGE),
+            compression => compression,
         }
-        None
     }
 }
 

@@ -32,8 +32,10 @@ pub fn check(name: &OsStr) -> io::Result<()> {
     if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
         return Ok(());
     }
-    let line = show(line.as_ref());
-    fail(&format!("its interpreter cannot be run: {line}"))
+    fail(&format!(
+        "its interpreter cannot be run: {}",
+        show(line.as_ref())
+    ))
 }
 
 /// Runs a command with these bytes on its stdin. Returns when it exits, even if it never read them.

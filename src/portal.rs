@@ -97,7 +97,7 @@ impl<'a> Portal<'a> {
     pub fn verify(&self) -> Result<(), Error> {
         // A portal may need some seconds to know the secret. It is asked 5 times in 10 s: its limit
         // is 10 times a minute (read in its source), and a second run has to fit.
-        for seconds in [0, 1, 2, 3, 4] {
+        for seconds in 0..5 {
             let wait = Duration::from_secs(seconds);
             if wait > signal::time_left() {
                 break;

@@ -132,7 +132,7 @@ impl Reply {
 pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotDone> {
     let cause = sign_in_cause(reply);
     let compression = reply.compression();
-    if reply.status == 401 || (mode != Mode::Revoke && compression.is_some()) {
+    if reply.status == 401 || mode != Mode::Revoke && compression.is_some() {
         return Err(Refused(cause.or(compression)));
     }
     // A body that is too large would be too large again.
