@@ -221,11 +221,12 @@ fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_replaced(&file, path)
 }
 
-/// Fails if the file has no name left: it was removed, or a bind-mounted file was replaced on the host.
-/// Files under /dev and /proc may never have had one.
+/// Fails if the path names another file by now, or the file has no name left: it was removed, or a
+/// bind-mounted file was replaced on the host. Files under /dev and /proc may never have had one.
 fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
-    let needs_no_name = path.starts_with("/dev") || path.starts_with("/proc");
-    if needs_no_name || file.metadata()?.nlink() > 0 {
+    let has_name =
+        path.starts_with("/dev") || path.starts_with("/proc") || file.metadata()?.nlink() > 0;
+    if has_name && is_same_file(file, path) {
         return Ok(());
     }
     fail("the file was removed or replaced, here or on the host that it is mounted from")
