@@ -8,7 +8,7 @@ use lexopt::prelude::*;
 
 use crate::error::{Error, State};
 use crate::output::Destination;
-use crate::secret::{escape, may_contain_key};
+use crate::secret::{may_contain_key, show};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -178,7 +178,7 @@ impl From<lexopt::Error> for Error {
             UnexpectedOption(option) if may_contain_key(&option) => {
                 "[hidden]: unknown option".to_owned()
             }
-            UnexpectedOption(option) => format!("{}: unknown option", escape(option.as_ref())),
+            UnexpectedOption(option) => format!("{}: unknown option", show(option.as_ref())),
             UnexpectedValue { option, .. } => format!("{option}: takes no value"),
             // Only UnexpectedArgument is left.
             _ => "unexpected argument after CLIENT_ID: write -- before COMMAND".to_owned(),

@@ -87,11 +87,12 @@ const TLS_WORDS: [(&str, &str); 16] = [
     ),
     (
         "invalid peer certificate",
-        "the server's certificate is not valid",
+        "the server's certificate is not valid, or of a kind that this program does not support",
     ),
     (
         "received fatal alert: HandshakeFailure",
-        "the server has no cipher in common with this program, or requires a client certificate",
+        "the server has no cipher in common with this program, or requires a client certificate, \
+         or they share no curve or kind of key",
     ),
     (
         "received fatal alert: ProtocolVersion",

@@ -50,7 +50,8 @@ pub fn read(
     let proxy = read_proxy(&url, &env, &key)?;
     if !url.https && !args.allow_http && !is_local(&url, proxy.as_ref()) {
         return Error::usage(format!(
-            "{}: http:// would send the key unencrypted: use https://, or give --allow-http",
+            "{}: http:// would send the key unencrypted: use https://, or give --allow-http \
+             (if a proxy stands before this machine: set NO_PROXY)",
             url.host
         ));
     }

@@ -266,7 +266,8 @@ fn an_alert_is_named_in_plain_words() {
                 number: 40,
                 status: 3,
                 cause: "the server has no cipher in common with this program, \
-                        or requires a client certificate; ",
+                        or requires a client certificate, \
+                        or they share no curve or kind of key; ",
             },
             Alert {
                 number: 47,
