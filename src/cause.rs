@@ -37,7 +37,7 @@ impl Reply {
     }
 }
 
-/// Returns a cause that is always the same.
+/// Returns a cause with fixed words.
 pub fn because(cause: &str) -> Option<String> {
     Some(cause.to_owned())
 }
@@ -47,8 +47,8 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1). One that may
-    // ask for a password, too, proves nothing.
+    // Portals send no challenge, or one for a bearer token (RFC 9110, section 11.6.1). One that mentions
+    // another scheme, even in a realm, proves nothing.
     let challenge = &reply.challenge;
     let is_ambiguous = challenge.contains("basic")
         || challenge.contains("negotiate")
@@ -86,12 +86,12 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
     }
     // Portals before 3.7.1 send only `reason`. Other servers send other fields, too.
     let has_only_reason =
-        reply.text().starts_with("{\"reason\":\"") && reply.text().ends_with("\"}");
+        reply.text().starts_with("{\"reason\":\"") && reply.text().split("\"").count() == 5;
     let cause = match reply.status {
         403 if reply.has_signature && reply.is_problem() => {
             "the key's user is a guest, or Developer Tools are limited to administrators"
         }
-        // The identity service then sends no type and no challenge.
+        // The identity service sends the status alone: no body, type or challenge.
         403 if reply.has_signature
             && reply.is_empty()
             && reply.content_type.is_empty()
@@ -115,7 +115,6 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
 pub fn server_words(reply: &Reply) -> Vec<String> {
     let text = reply.text();
     let mut words = vec![];
-    let is_plain = reply.content_type.starts_with("text/plain") && reply.compression().is_none();
     if text.starts_with('<') {
         words.extend(title(text));
     } else if reply.is_success() || reply.truncated.is_some() || text.contains("client_secret") {
@@ -134,7 +133,10 @@ pub fn server_words(reply: &Reply) -> Vec<String> {
         ] {
             words.extend(json.pointer(place).and_then(text_in));
         }
-    } else if is_plain && text.lines().count() == 1 {
+    } else if reply.content_type.starts_with("text/plain")
+        && reply.compression().is_none()
+        && text.lines().count() == 1
+    {
         words.push(text.to_owned());
     }
     words.retain(|text| !text.trim().is_empty());

@@ -99,28 +99,31 @@ impl Http<'_> {
         let (parts, body) = response.into_parts();
         let brings_secret = call == Call::Regenerate && parts.status.is_success();
         let (body, truncated) = self.read_body(body, brings_secret);
-        // The lines of a field count as one (RFC 9110, section 5.3).
+        // Several lines of one field are one list (RFC 9110, section 5.3). A repeated line counts once.
         let header = |name| {
             let mut lines = vec![];
             for line in parts.headers.get_all(name) {
                 lines.push(text(line.as_bytes()));
             }
+            lines.dedup();
             lines.join(", ")
         };
         let options = self.options;
-        let redirect = options.url.redirect(&header("location"), &options.client);
         let mut reply = Reply {
             status: parts.status.as_u16(),
             content_type: header("content-type").to_ascii_lowercase(),
             content_encoding: header("content-encoding").to_ascii_lowercase(),
             challenge: header("www-authenticate").to_ascii_lowercase(),
-            redirect: redirect.map(|target| self.redact(&target)),
+            redirect: options
+                .url
+                .redirect(&header("location"), &options.client)
+                .map(|target| self.redact(&target)),
             retry_after: header("retry-after"),
             body,
             truncated,
-            words: String::new(),
             has_signature: self.signature.is_some(),
             has_api_key: options.key.is_api_key(),
+            ..Reply::default()
         };
         reply.words = self.words(call, &reply);
         Ok(reply)

@@ -87,12 +87,12 @@ impl Reply {
         }
     }
 
-    /// Returns true if the reply has no body, and none was to come.
+    /// Returns true if the reply is complete and has no body.
     pub fn is_empty(&self) -> bool {
         self.text().is_empty() && self.truncated.is_none()
     }
 
-    /// Returns true for an error of DocSpace's own (RFC 9457).
+    /// Returns true for an error in DocSpace's own format (RFC 9457).
     pub fn is_problem(&self) -> bool {
         self.content_type.starts_with("application/problem+json")
     }
@@ -128,11 +128,14 @@ impl Reply {
 }
 
 /// Reads a reply to the sign-in, `{"response": "<jwt>"}`. The inner error says what came in its place.
-/// Only `--only revoke` accepts a server that compresses: it would compress the new secret, too.
+/// A server that compresses would compress the new secret, too, so only `--only revoke` accepts it.
 pub fn sign_in(reply: &Reply, mode: Mode) -> Result<Result<Secret, String>, NotDone> {
     let cause = sign_in_cause(reply);
+    if reply.status == 401 {
+        return Err(Refused(cause));
+    }
     let compression = reply.compression();
-    if reply.status == 401 || mode != Mode::Revoke && compression.is_some() {
+    if mode != Mode::Revoke && compression.is_some() {
         return Err(Refused(cause.or(compression)));
     }
     // A body that is too large would be too large again.
@@ -201,7 +204,7 @@ fn what_came_instead(reply: &Reply) -> String {
     }
 }
 
-/// Removes whitespace and byte order marks, with which some servers begin a body.
+/// Removes whitespace and byte order marks, that some servers put before a body.
 pub fn trim(body: &str) -> &str {
     body.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }

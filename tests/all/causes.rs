@@ -226,7 +226,7 @@ fn a_sign_in_that_is_not_authorized() {
             ..SignInRow::default()
         },
         SignInRow {
-            name: "a bearer of a realm called basic, which could be Basic",
+            name: "a bearer realm called basic, which is ambiguous",
             reply: response("401 ", "WWW-Authenticate: Bearer realm=\"basic\"", ""),
             said: "401".to_owned(),
             ..SignInRow::default()
@@ -319,6 +319,15 @@ fn a_sign_in_that_is_not_authorized() {
         SignInRow {
             name: "JSON",
             reply: json_with("401 ", r#"{"error":"unauthorized"}"#),
+            said: "401 (unauthorized)".to_owned(),
+            ..SignInRow::default()
+        },
+        SignInRow {
+            name: "JSON that is called compressed",
+            reply: with_header(
+                "Content-Encoding: gzip",
+                &json_with("401 ", r#"{"error":"unauthorized"}"#),
+            ),
             said: "401 (unauthorized)".to_owned(),
             ..SignInRow::default()
         },
@@ -736,12 +745,12 @@ fn a_call_that_is_refused() {
         },
         Refusal {
             name: "404 with a reason, and more",
-            reply: json_with("404 ", r#"{"reason":"no route","code":5}"#),
+            reply: json_with("404 ", r#"{"reason":"no route","code":"5"}"#),
             words: " (no route)",
             ..Refusal::default()
         },
         Refusal {
-            name: "404 with a reason, cut off",
+            name: "404 with a reason, truncated",
             reply: json_with("404 ", r#"{"reason":"no such client"#),
             ..Refusal::default()
         },
@@ -1044,6 +1053,12 @@ fn redirects() -> Vec<Redirect> {
             name: "a space in a path",
             location: "/sign in".to_owned(),
             cause: redirects_to("/sign in"),
+            ..Redirect::default()
+        },
+        Redirect {
+            name: "a target that is sent twice",
+            location: "https://login.invalid/\r\nLocation: https://login.invalid/".to_owned(),
+            cause: redirects_to("https://login.invalid/"),
             ..Redirect::default()
         },
         Redirect {
