@@ -155,7 +155,7 @@ fn open_file(path: &Path) -> io::Result<Output<'_>> {
     }
 }
 
-/// Checks that a file can be created and has room, with another one beside it.
+/// Checks that a file can be created and has room, by creating another one beside it.
 fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
@@ -221,15 +221,15 @@ fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_replaced(&file, path)
 }
 
-/// Fails if the path names another file by now, or the file has no name left: it was removed, or a
-/// bind-mounted file was replaced on the host. Files under /dev and /proc may never have had one.
+/// Fails if the path no longer names the open file, or if that file has no name left: a bind-mounted
+/// file was replaced on the host. A file under /dev or /proc may never have had a name.
 fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
     let has_name =
         path.starts_with("/dev") || path.starts_with("/proc") || file.metadata()?.nlink() > 0;
     if has_name && is_same_file(file, path) {
         return Ok(());
     }
-    fail("the file was removed or replaced, here or on the host that it is mounted from")
+    fail("the file was removed, renamed or replaced, here or on the host that it is mounted from")
 }
 
 /// Creates the file under another name, so that it appears with all of the secret in it.

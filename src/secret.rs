@@ -101,7 +101,7 @@ pub fn trim(text: &[u8]) -> &[u8] {
 }
 
 /// Escapes what a terminal would act on, and backslashes, so that the text stays on one line.
-pub fn escape(text: &OsStr) -> String {
+fn escape(text: &OsStr) -> String {
     let escaped = text.to_string_lossy().escape_debug().to_string();
     // Quotes do no harm.
     escaped.replace("\\'", "'").replace("\\\"", "\"")
@@ -116,7 +116,7 @@ pub fn redact(text: &str, secrets: &[&Secret]) -> String {
     escape(text.trim().as_ref())
 }
 
-/// Makes the name of a file or a command fit for a line.
+/// Makes a name or an argument fit for a line: escaped, and at most 200 characters.
 pub fn show(name: &OsStr) -> String {
     shorten(escape(name))
 }
