@@ -45,7 +45,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Returns the method of HTTP.
+    /// Returns the HTTP method.
     pub fn method(self) -> &'static str {
         match self {
             Call::SignIn | Call::Expiry => "GET",
@@ -56,7 +56,7 @@ impl Call {
         }
     }
 
-    /// Returns the path behind the portal's address, for this client id.
+    /// Returns the path after the portal's address, for this client id.
     pub fn path(self, client: &str) -> String {
         let path = match self {
             Call::SignIn => "/api/2.0/security/oauth2/token",

@@ -149,7 +149,7 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
 
 fn command_after_dashes(words: Vec<OsString>) -> Result<Destination, Error> {
     for word in &words {
-        // A newline behind the carriage return does not change the mistake.
+        // A newline after the carriage return does not change the mistake.
         let text = word.to_string_lossy();
         if text.trim_end_matches('\n').ends_with('\r') {
             return Error::usage(

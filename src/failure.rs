@@ -21,16 +21,16 @@ const TLS_ERROR: ErrorKind = ErrorKind::InvalidData;
 /// Returns true if a retry would fail in the same way.
 pub fn is_final(error: &Error) -> bool {
     match error {
-        // A load balancer sends this alert while it starts.
+        // Not for the alert InternalError: a load balancer sends it while it starts.
         Error::Io(error) => {
             error.kind() == TLS_ERROR && !error.to_string().ends_with("alert: InternalError")
         }
         Error::Tls(_) => true,
         // The status is only in words: `proxy server responded 407/407`.
-        Error::ConnectProxyFailed(text) => match text.rsplit_once('/') {
-            None | Some((_, "408" | "429")) => false,
-            Some((_, status)) => status.starts_with(['3', '4']),
-        },
+        Error::ConnectProxyFailed(text) => {
+            let is_busy = text.ends_with("/408") || text.ends_with("/429");
+            !is_busy && (text.contains("/3") || text.contains("/4"))
+        }
         _ => false,
     }
 }
@@ -46,7 +46,7 @@ pub fn message(error: &Error, ca_file: Option<&CaFile>) -> String {
         Error::BodyStalled => "the connection was closed",
         Error::Timeout(Timeout::Connect) => "no connection within 10 s",
         Error::Timeout(_) => "timed out waiting for a reply",
-        // Its only text is about the name.
+        // ureq uses it only for the name of the host.
         Error::Tls(_) => "the host is not a valid name for TLS",
         // HTTP/2 cannot be told from garbage.
         Error::Protocol(_) => "the reply is not HTTP/1.1, or cannot be parsed",
@@ -87,12 +87,12 @@ const TLS_WORDS: [(&str, &str); 16] = [
     ),
     (
         "invalid peer certificate",
-        "the server's certificate is not valid, or of a kind that this program does not support",
+        "the server's certificate is not valid, or of a type that this program does not support",
     ),
     (
         "received fatal alert: HandshakeFailure",
-        "the server has no cipher in common with this program, or requires a client certificate, \
-         or they share no curve or kind of key",
+        "the server has no cipher, curve or key type in common with this program, \
+         or requires a client certificate",
     ),
     (
         "received fatal alert: ProtocolVersion",
@@ -127,8 +127,8 @@ const TLS_WORDS: [(&str, &str); 16] = [
 ];
 
 fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
-    // A signature does not fit if another CA has the same name, with the same kind of key or another.
-    // It cannot be checked with a short RSA key.
+    // BadSignature: another CA has the same name, or an RSA key is too short. The third: that CA's key
+    // is of another type.
     if text.starts_with("invalid peer certificate: UnknownIssuer")
         || text.starts_with("invalid peer certificate: BadSignature")
         || text.starts_with("invalid peer certificate: UnsupportedSignatureAlgorithmForPublicKey")
@@ -137,7 +137,7 @@ fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
             Some(file) => format!(
                 "no CA in {} issued the server's certificate, \
                  or the server does not send its intermediate certificate, \
-                 or an RSA key has less than 2048 bits",
+                 or a certificate has an RSA key of less than 2,048 bits",
                 file.name
             ),
             None => "no built-in CA issued the server's certificate, \

@@ -1,4 +1,4 @@
-//! Makes the calls, repeats them, and logs what came of them.
+//! Makes the calls, repeats them, and logs the results.
 
 use std::thread;
 use std::time::Duration;
@@ -60,9 +60,10 @@ impl<'a> Portal<'a> {
         } else {
             "bearer token"
         };
-        let signed_in = match self.http.signature {
-            Some(_) => "signed in",
-            None => "no sign-in",
+        let signed_in = if self.http.signature.is_some() {
+            "signed in"
+        } else {
+            "no sign-in"
         };
         self.log(&format!(
             "Ready: {} knows client {} ({key}, {signed_in}).",

@@ -51,7 +51,7 @@ pub fn read(
     if !url.https && !args.allow_http && !is_local(&url, proxy.as_ref()) {
         return Error::usage(format!(
             "{}: http:// would send the key unencrypted: use https://, or give --allow-http \
-             (if a proxy stands before this machine: set NO_PROXY)",
+             (if the portal is on this machine, but the proxy is not: set NO_PROXY)",
             url.host
         ));
     }
@@ -90,7 +90,7 @@ fn check(name: &str, value: &OsStr, key: &Secret) -> Result<(), Error> {
     }
     if value.contains(char::is_control) {
         return Error::usage(format!(
-            "{name}: contains a control character (Windows line endings?)"
+            "{name} contains a control character (Windows line endings?)"
         ));
     }
     Ok(())
@@ -375,11 +375,12 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(
-                options_with(&[args, &["id"]].concat(), env).is_ok(),
-                allowed,
-                "{args:?} {env:?}"
-            );
+            let result = options_with(&[args, &["id"]].concat(), env);
+            assert_eq!(result.is_ok(), allowed, "{args:?} {env:?}");
+            if let Err(error) = result {
+                // The host alone would not explain it.
+                assert!(error.what.contains("set NO_PROXY"), "{error}");
+            }
         }
     }
 

@@ -136,11 +136,11 @@ fn mistakes_send_nothing() {
         ),
         (
             &["--cacert", "a\n.pem"],
-            "--cacert: contains a control character (Windows line endings?)",
+            "--cacert contains a control character (Windows line endings?)",
         ),
         (
             &["--output", "secret\r"],
-            "--output: contains a control character (Windows line endings?)",
+            "--output contains a control character (Windows line endings?)",
         ),
         (
             &["--timeout", "30\r"],

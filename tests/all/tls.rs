@@ -83,7 +83,7 @@ fn a_portal_that_is_not_trusted_gets_no_request() {
     let no_ca = format!(
         "no CA in {} (from --cacert) issued the server's certificate, \
          or the server does not send its intermediate certificate, \
-         or an RSA key has less than 2048 bits",
+         or a certificate has an RSA key of less than 2,048 bits",
         other.display()
     );
     for case in [
@@ -153,8 +153,8 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
     // handshake_failure and protocol_version (RFC 8446, section 6).
     fails_at_once(
         b"\x15\x03\x03\x00\x02\x02\x28",
-        "the server has no cipher in common with this program, or requires a client certificate, \
-         or they share no curve or kind of key",
+        "the server has no cipher, curve or key type in common with this program, \
+         or requires a client certificate",
     );
     fails_at_once(
         b"\x15\x03\x03\x00\x02\x02\x46",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, GeneralSubtree, IsCa, KeyPair,
-    NameConstraints, PKCS_ED25519,
+    NameConstraints, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -25,6 +25,10 @@ fn new_key() -> KeyPair {
 
 /// Creates a CA with this name, which may issue only for names below `permitted`.
 fn new_ca(name: &str, permitted: Option<&str>) -> Issuer {
+    new_ca_with_key(new_key(), name, permitted)
+}
+
+fn new_ca_with_key(key: KeyPair, name: &str, permitted: Option<&str>) -> Issuer {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
@@ -34,7 +38,7 @@ fn new_ca(name: &str, permitted: Option<&str>) -> Issuer {
             excluded_subtrees: vec![],
         });
     }
-    Issuer::self_signed(params, new_key()).unwrap()
+    Issuer::self_signed(params, key).unwrap()
 }
 
 /// Issues a certificate for a server with these names, and configures the server.
@@ -113,6 +117,8 @@ fn assert_plain(run: &Run) {
 fn a_bad_certificate_is_named_in_plain_words() {
     let ca = new_ca("CA", None);
     let same_name = new_ca("CA", None);
+    let p256 = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let other_key_type = new_ca_with_key(p256, "CA", None);
     let constrained = new_ca("constrained", Some("example.test"));
     let trusts = |source, ca: &Issuer| Some((source, ca.pem()));
     let by_argument = || trusts("--cacert", &ca);
@@ -158,6 +164,12 @@ fn a_bad_certificate_is_named_in_plain_words() {
         Case {
             name: "another CA of the same name",
             server: server(&same_name, &["localhost"], no_change),
+            ca_file: by_argument(),
+            cause: "no CA in ",
+        },
+        Case {
+            name: "another CA of the same name, with a key of another type",
+            server: server(&other_key_type, &["localhost"], no_change),
             ca_file: by_argument(),
             cause: "no CA in ",
         },
@@ -265,9 +277,13 @@ fn an_alert_is_named_in_plain_words() {
             Alert {
                 number: 40,
                 status: 3,
-                cause: "the server has no cipher in common with this program, \
-                        or requires a client certificate, \
-                        or they share no curve or kind of key; ",
+                cause: "the server has no cipher, curve or key type in common with this program, \
+                        or requires a client certificate; ",
+            },
+            Alert {
+                number: 1,
+                status: 3,
+                cause: "the server ended the handshake (unknown alert); ",
             },
             Alert {
                 number: 47,
