@@ -59,7 +59,10 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
         }
         402 if reply.is_problem() => "the portal's subscription or licence has lapsed",
         403 if reply.is_problem() => "the portal is being restored, moved or encrypted",
-        404 if reply.is_problem() => "the portal is suspended or being removed",
+        // Other applications in ASP.NET send the same for a path that they do not know.
+        404 if reply.is_problem() => {
+            "the portal is suspended or being removed, or no portal is at this address"
+        }
         401 | 403 | 404 if is_ambiguous || !reply.is_empty() => return None,
         401 if reply.has_api_key => {
             "the key is wrong, deactivated or expired, or its user is disabled"

@@ -109,8 +109,11 @@ pub fn parse(mut words: Vec<OsString>) -> Result<Action, Error> {
         match arg {
             Short('h') | Long("help") => return Ok(Action::Print(HELP)),
             Short('V') | Long("version") => {
-                let version = concat!("docspace-rotate ", env!("CARGO_PKG_VERSION"), "\n");
-                return Ok(Action::Print(version));
+                return Ok(Action::Print(concat!(
+                    "docspace-rotate ",
+                    env!("CARGO_PKG_VERSION"),
+                    "\n"
+                )));
             }
             Short('u') | Long("url") => args.url = Some(value(&mut parser, "--url")?),
             Short('o') | Long("output") => output = Some(value(&mut parser, "--output")?.value),

@@ -252,9 +252,12 @@ fn create_temp_in_same_dir(path: &Path) -> io::Result<(File, PathBuf)> {
     }
     let random = RandomState::new().hash_one(());
     let temp_path = path.with_file_name(format!(".docspace-rotate-{random:016x}"));
-    let mut options = File::options();
-    let file = options.write(true).create_new(true).mode(0o600);
-    Ok((file.open(&temp_path)?, temp_path))
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temp_path)?;
+    Ok((file, temp_path))
 }
 
 /// Returns true if the open file is the one that this path names.

@@ -38,9 +38,13 @@ impl Secret {
         ))
     }
 
-    /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces.
+    /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces. Nothing but
+    /// asterisks is what a gateway leaves of a secret that it hides.
     pub fn client_secret(text: &str) -> Option<Secret> {
-        if text.is_empty() || text.len() > 1024 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        if text.trim_matches('*').is_empty()
+            || text.len() > 1024
+            || !text.bytes().all(|b| b.is_ascii_graphic())
+        {
             return None;
         }
         Some(Secret::new(text))
@@ -183,6 +187,7 @@ mod tests {
             "x",
             "LQn1uOTJsTqgOLJO1oB2ztSqw5IoxNuP8zQa",
             "!~\"\\",
+            "*x*",
             &"s".repeat(1024),
         ] {
             assert!(Secret::client_secret(good).is_some(), "{good}");
@@ -190,6 +195,7 @@ mod tests {
         for bad in [
             "",
             " ",
+            "************************************",
             "a b",
             "a\n",
             "a\u{1b}[2J",

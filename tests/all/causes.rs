@@ -491,7 +491,7 @@ fn a_sign_in_without_a_signature() {
         SignInRow {
             name: "404, problem+json",
             reply: recorded("token-404-suspended"),
-            said: "404 (Not Found): the portal is suspended or being removed".to_owned(),
+            said: "404 (Not Found): the portal is suspended or being removed, or no portal is at this address".to_owned(),
             ..SignInRow::default()
         },
         SignInRow {
