@@ -85,11 +85,11 @@ impl Run {
         }
         // A writable pipe accepts that many bytes without blocking (PIPE_BUF in pipe(7)).
         let mut line = Cursor::new([0; 4096]);
-        let state = self.state.words();
         let _ = writeln!(
             line,
-            "docspace-rotate: {cause} {}{running}; {state}",
-            self.activity
+            "docspace-rotate: {cause} {}{running}; {}",
+            self.activity,
+            self.state.words()
         );
         let length = line.position() as usize;
         // SAFETY: the line has these bytes, and all calls are async-signal-safe.

@@ -934,7 +934,7 @@ impl Default for Redirect {
 fn redirects_to(target: &str) -> String {
     format!(
         "it redirects to {target}: set --url to it if it is the portal's own address, \
-         otherwise a login page stands in front"
+         otherwise a login page stands in front, or an error page"
     )
 }
 

@@ -332,7 +332,7 @@ fn a_refusal_that_may_contain_an_unknown_secret_is_hidden() {
         Case {
             name: "a redirect of the PATCH",
             reply: response("307 ", &format!("Location: /{token}"), ""),
-            said: "307: it redirects to /[hidden]: set --url to it if it is the portal's own address, otherwise a login page stands in front",
+            said: "307: it redirects to /[hidden]: set --url to it if it is the portal's own address, otherwise a login page stands in front, or an error page",
             ..Case::default()
         },
         Case {
@@ -413,20 +413,20 @@ fn a_redirect_is_not_followed_and_its_target_is_named() {
             name: "a query and a fragment",
             reply: redirect(&format!("{url}/x/?key=hush#hush")),
             said: &format!(
-                "307: it redirects to {url}/x/: set --url to it if it is the portal's own address, otherwise a login page stands in front"
+                "307: it redirects to {url}/x/: set --url to it if it is the portal's own address, otherwise a login page stands in front, or an error page"
             ),
             ..Case::default()
         },
         Case {
             name: "a user and a password",
             reply: redirect("https://user:hush@new.invalid/x"),
-            said: "307: it redirects to https://new.invalid/x: set --url to it if it is the portal's own address, otherwise a login page stands in front",
+            said: "307: it redirects to https://new.invalid/x: set --url to it if it is the portal's own address, otherwise a login page stands in front, or an error page",
             ..Case::default()
         },
         Case {
             name: "a path alone",
             reply: redirect("/login?hush"),
-            said: "307: it redirects to /login: set --url to it if it is the portal's own address, otherwise a login page stands in front",
+            said: "307: it redirects to /login: set --url to it if it is the portal's own address, otherwise a login page stands in front, or an error page",
             ..Case::default()
         },
     ] {
