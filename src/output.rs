@@ -92,7 +92,10 @@ impl<'a> Output<'a> {
         let end = if options.args.no_newline { "" } else { "\n" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self {
-            Output::Stream(mut file) => file.write_all(&line),
+            // Some file systems report a quota only when stdout is synced. A pipe cannot be synced.
+            Output::Stream(mut file) => file
+                .write_all(&line)
+                .and_then(|()| file.sync_all().or_else(ignore_unless_full)),
             Output::Existing(file, path) => overwrite(file, path, &line),
             Output::New(path) => create(path, &line),
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
@@ -159,8 +162,8 @@ fn open_file(path: &Path) -> io::Result<Output<'_>> {
 fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
-    let zeros = [0; MIN_FREE_SPACE as usize];
-    file.write_all(&zeros).or_else(ignore_unless_full)?;
+    file.write_all(&[0; MIN_FREE_SPACE as usize])
+        .or_else(ignore_unless_full)?;
     file.sync_all().or_else(ignore_unless_full)
 }
 
@@ -221,15 +224,15 @@ fn overwrite(mut file: File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fail_if_replaced(&file, path)
 }
 
-/// Fails if the path no longer names the open file, or if that file has no name left: a bind-mounted
-/// file was replaced on the host. A file under /dev or /proc may never have had a name.
+/// Fails if the file has no name left: it was removed, or a bind-mounted file was replaced on the host.
+/// A file under /dev or /proc may never have had a name. Inode numbers are not compared: on some
+/// network file systems they change.
 fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
-    let has_name =
-        path.starts_with("/dev") || path.starts_with("/proc") || file.metadata()?.nlink() > 0;
-    if has_name && is_same_file(file, path) {
+    let needs_no_name = path.starts_with("/dev") || path.starts_with("/proc");
+    if needs_no_name || file.metadata()?.nlink() > 0 {
         return Ok(());
     }
-    fail("the file was removed, renamed or replaced, here or on the host that it is mounted from")
+    fail("the file was removed or replaced, here or on the host that it is mounted from")
 }
 
 /// Creates the file under another name, so that it appears with all of the secret in it.

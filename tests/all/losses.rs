@@ -292,8 +292,7 @@ fn a_file_without_a_name_left_is_refused() {
     portal.wait_for(3);
     fs::remove_file(&path).unwrap();
     drop(reply);
-    let words =
-        "the file was removed, renamed or replaced, here or on the host that it is mounted from";
+    let words = "the file was removed or replaced, here or on the host that it is mounted from";
     finish(&command, child).fails_with(6, words);
 
     // A file that never had a name is a normal output under /proc and /dev.
@@ -332,8 +331,7 @@ fn a_mounted_file_that_was_replaced_on_the_host_is_refused() {
     crate::namespaces::system(&mount);
     // What `sed -i` does.
     fs::rename(folder.file("new", "old"), &host).unwrap();
-    let why =
-        "the file was removed, renamed or replaced, here or on the host that it is mounted from";
+    let why = "the file was removed or replaced, here or on the host that it is mounted from";
     let error = format!("cannot deliver to --output {}: {why}", mounted.display());
     assert_refused(&error, |portal| {
         let mut command = rotate(portal);

@@ -154,26 +154,10 @@ fn a_file_that_is_replaced_during_the_run_is_6() {
         fs::remove_file(&file).unwrap();
         folder.file("file", "another\n");
     });
-    let why =
-        "the file was removed, renamed or replaced, here or on the host that it is mounted from";
+    let why = "the file was removed or replaced, here or on the host that it is mounted from";
     assert_not_delivered(&run, &format!("{name}: {why}"));
     assert_eq!(read(&file), "another\n");
     assert_eq!(folder.names(), ["file"]);
-}
-
-/// It still has a name, but not FILE.
-#[test]
-fn a_file_that_is_renamed_during_the_run_is_6() {
-    let folder = Folder::new();
-    let file = folder.file("file", "old\n");
-    let name = format!("--output {}", file.display());
-    let run = meanwhile(&["-o", file.to_str().unwrap()], || {
-        fs::rename(&file, folder.path("backup")).unwrap();
-    });
-    let why =
-        "the file was removed, renamed or replaced, here or on the host that it is mounted from";
-    assert_not_delivered(&run, &format!("{name}: {why}"));
-    assert_eq!(folder.names(), ["backup"]);
 }
 
 #[test]
