@@ -162,8 +162,8 @@ fn open_file(path: &Path) -> io::Result<Output<'_>> {
 fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
-    file.write_all(&[0; MIN_FREE_SPACE as usize])
-        .or_else(ignore_unless_full)?;
+    let zeros = [0; MIN_FREE_SPACE as usize];
+    file.write_all(&zeros).or_else(ignore_unless_full)?;
     file.sync_all().or_else(ignore_unless_full)
 }
 
@@ -238,8 +238,10 @@ fn fail_if_replaced(file: &File, path: &Path) -> io::Result<()> {
 /// Creates the file under another name, so that it appears with all of the secret in it.
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    let result = written.and_then(|()| fs::rename(&temp_path, path));
+    let result = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temp_path, path));
     if result.is_err() {
         let _ = fs::remove_file(&temp_path);
     }
