@@ -180,8 +180,8 @@ const RESTRICTED: &str = "usually means that the key's rights are restricted \
 const NO_API: &str = "no DocSpace API at this address, or DocSpace is older than 3.1";
 const WEB_PAGE: &str = "a web page, not an API reply";
 const ROLE: &str = "the key's user is a guest, or Developer Tools are limited to administrators";
-const SIGNATURE_REFUSED: &str =
-    "the identity service does not accept the portal's signature, or is failing";
+const SIGNATURE_REFUSED: &str = "the identity service does not accept the portal's signature, or is failing, \
+    or something in front of the portal removes x-signature";
 const NO_CLIENT: &str = "no client with this id, or the key's user may not manage it";
 
 struct SignInRow {
@@ -210,7 +210,7 @@ fn a_sign_in_that_is_not_authorized() {
         SignInRow {
             name: "an API key",
             reply: recorded("token-401"),
-            said: format!("401: {WRONG_KEY}"),
+            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -222,7 +222,7 @@ fn a_sign_in_that_is_not_authorized() {
         SignInRow {
             name: "an API key, and a challenge for a bearer",
             reply: with_header("WWW-Authenticate: Bearer", &recorded("token-401")),
-            said: format!("401: {WRONG_KEY}"),
+            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -238,7 +238,7 @@ fn a_sign_in_that_is_not_authorized() {
                 "WWW-Authenticate: Bearer error=\"invalid_token\", error_description=\"It is old\"",
                 "",
             ),
-            said: format!("401: {WRONG_KEY}"),
+            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
             ..SignInRow::default()
         },
         SignInRow {
