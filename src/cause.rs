@@ -69,7 +69,8 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
              or something in front of the portal removes the key"
         }
         401 => {
-            "the key is wrong, deactivated or expired, or its user is disabled \
+            "the key is wrong, deactivated or expired, or its user is disabled, \
+             or something in front of the portal removes the key \
              (it does not begin with sk-, so it is not an API key)"
         }
         403 if reply.has_api_key => {

@@ -173,7 +173,8 @@ fn later(reply: &[u8]) -> Vec<u8> {
 
 const TOO_LATE: &str = ", and the next attempt in 3600s would exceed the time limit";
 
-const WRONG_KEY: &str = "the key is wrong, deactivated or expired, or its user is disabled";
+const WRONG_KEY: &str = "the key is wrong, deactivated or expired, or its user is disabled, \
+    or something in front of the portal removes the key";
 const PASSWORD: &str = "something in front of the portal asks for a password or other credentials";
 const RESTRICTED: &str = "usually means that the key's rights are restricted \
     (it needs read access to everything), or something in front of the portal refuses";
@@ -210,7 +211,7 @@ fn a_sign_in_that_is_not_authorized() {
         SignInRow {
             name: "an API key",
             reply: recorded("token-401"),
-            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
+            said: format!("401: {WRONG_KEY}"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -222,7 +223,7 @@ fn a_sign_in_that_is_not_authorized() {
         SignInRow {
             name: "an API key, and a challenge for a bearer",
             reply: with_header("WWW-Authenticate: Bearer", &recorded("token-401")),
-            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
+            said: format!("401: {WRONG_KEY}"),
             ..SignInRow::default()
         },
         SignInRow {
@@ -238,7 +239,7 @@ fn a_sign_in_that_is_not_authorized() {
                 "WWW-Authenticate: Bearer error=\"invalid_token\", error_description=\"It is old\"",
                 "",
             ),
-            said: format!("401: {WRONG_KEY}, or something in front of the portal removes the key"),
+            said: format!("401: {WRONG_KEY}"),
             ..SignInRow::default()
         },
         SignInRow {

@@ -200,7 +200,7 @@ fn a_wrong_key_ends_the_run() {
             name: "a bearer token",
             key: BEARER,
             reply: recorded("token-401"),
-            said: "401: the key is wrong, deactivated or expired, or its user is disabled (it does not begin with sk-, so it is not an API key)",
+            said: "401: the key is wrong, deactivated or expired, or its user is disabled, or something in front of the portal removes the key (it does not begin with sk-, so it is not an API key)",
             ..Case::default()
         },
         Case {
