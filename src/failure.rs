@@ -112,7 +112,7 @@ const TLS_WORDS: [(&str, &str); 16] = [
     ),
     (
         "received corrupt message of type InvalidContentType",
-        "the server does not speak TLS on this port, or sent a malformed record",
+        "the server (or an https:// proxy) does not speak TLS on this port, or sent a malformed record",
     ),
     (
         "received fatal alert: InternalError",

@@ -163,7 +163,7 @@ fn a_handshake_that_fails_with_an_error_of_tls_is_3_at_once() {
     let reply = response("400 ", "", "no TLS");
     fails_at_once(
         &reply,
-        "the server does not speak TLS on this port, or sent a malformed record",
+        "the server (or an https:// proxy) does not speak TLS on this port, or sent a malformed record",
     );
 }
 
