@@ -625,6 +625,48 @@ fn cron_starts_nothing_without_the_lock_or_the_program() {
     assert_eq!(job.portal.connections(), 0);
 }
 
+/// The shell of a CI job ends at the first command that fails.
+#[test]
+fn the_readme_stores_a_secret_that_a_failed_run_printed() {
+    let readme = text("README.md");
+    let start = readme.find("    secret=$(docspace-rotate)").unwrap();
+    let (script, _) = readme[start..].split_once("\n\n").unwrap();
+    let script = script
+        .replace("$(docspace-rotate)", "$(\"$PROGRAM\")")
+        .replace("store --stdin", "cat > stored");
+    let refused = response("403 ", "", "");
+    let mask = format!("::add-mask::{SECRET}\n");
+    for (script_of_portal, status, stdout, stored) in [
+        (good_run(), 0, mask.as_str(), Some(SECRET)),
+        (
+            ready([regenerate(), expect("DELETE revoke", refused.clone())]),
+            5,
+            &mask,
+            Some(SECRET),
+        ),
+        (
+            ready([expect("PATCH regenerate", refused.clone())]),
+            3,
+            "",
+            None,
+        ),
+    ] {
+        let folder = Folder::new();
+        let portal = MockPortal::new(script_of_portal);
+        let mut shell = command("sh");
+        set_portal(&mut shell, &portal);
+        let run = run(shell
+            .args(["-e", "-c", &script])
+            .env("PATH", "/usr/bin:/bin")
+            .env("PROGRAM", program().get_program())
+            .env("DOCSPACE_CLIENT_ID", CLIENT)
+            .current_dir(folder.as_ref()));
+        assert_eq!(run.status, Some(status), "{run}");
+        assert_eq!(run.stdout, stdout, "{run}");
+        assert_eq!(read(&folder, "stored").as_deref(), stored, "{run}");
+    }
+}
+
 /// Returns the names that the README links to as recipes, sorted.
 fn linked_recipes() -> Vec<String> {
     let mut names = vec![];
