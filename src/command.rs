@@ -29,7 +29,7 @@ pub fn check(name: &OsStr) -> io::Result<()> {
     let line = line.trim_end_matches('\n');
     let interpreter = line.split_whitespace().next().unwrap_or_default();
     // With Windows line endings, its name or argument ends in a carriage return.
-    if is_executable(Path::new(interpreter)) && !line.ends_with('\r') {
+    if is_executable(interpreter.as_ref()) && !line.ends_with('\r') {
         return Ok(());
     }
     fail(&format!(

@@ -92,7 +92,7 @@ impl<'a> Output<'a> {
         let end = if options.args.no_newline { "" } else { "\n" };
         let line = format!("{text}{end}").into_bytes();
         let delivered = match self {
-            // Some file systems report a quota only when stdout is synced. A pipe cannot be synced.
+            // Some file systems report an error only at the sync. A pipe cannot be synced.
             Output::Stream(mut file) => file
                 .write_all(&line)
                 .and_then(|()| file.sync_all().or_else(ignore_unless_full)),
@@ -129,7 +129,7 @@ fn open_stdout() -> io::Result<Output<'static>> {
         return fail("it is open read-only");
     }
     // Rust replaces a closed stdout with /dev/null, open for reading, too.
-    if access == libc::O_RDWR && is_same_file(&file, Path::new("/dev/null")) {
+    if access == libc::O_RDWR && is_same_file(&file, "/dev/null".as_ref()) {
         return fail("it is closed, or it is /dev/null opened read-write");
     }
     reserve_room(&file, file.metadata()?.len())?;
@@ -207,11 +207,11 @@ fn size_limit() -> u64 {
     }
 }
 
-/// Returns the error of a full disk, a quota or a size limit. Ignores any other: not every file system
-/// can reserve room, and the delivery will tell.
+/// Returns the error of a full or failing disk, a quota or a size limit. Ignores any other: not every
+/// file system can reserve room or sync, and the delivery will tell.
 fn ignore_unless_full(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Err(error),
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EIO) => Err(error),
         _ => Ok(()),
     }
 }

@@ -89,8 +89,10 @@ impl<'a> Portal<'a> {
     /// Revokes the consent of the key's user to the client.
     pub fn revoke(&self) -> Result<(), Error> {
         self.call(Call::Revoke, reply::revoked)?;
-        let client = &self.options.client;
-        self.log(&format!("Client consent revoked for client {client}."));
+        self.log(&format!(
+            "Client consent revoked for client {}.",
+            self.options.client
+        ));
         Ok(())
     }
 
