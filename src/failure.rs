@@ -127,8 +127,8 @@ const TLS_WORDS: [(&str, &str); 16] = [
 ];
 
 fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
-    // BadSignature: another CA has the same name, or an RSA key is too short. The third: that CA's key
-    // is of another type.
+    // BadSignature: another CA has the same name, or an RSA key is too short or too long. The third:
+    // that CA's key is of another type.
     if text.starts_with("invalid peer certificate: UnknownIssuer")
         || text.starts_with("invalid peer certificate: BadSignature")
         || text.starts_with("invalid peer certificate: UnsupportedSignatureAlgorithmForPublicKey")
@@ -137,7 +137,7 @@ fn tls_message(text: &str, ca_file: Option<&CaFile>) -> String {
             Some(file) => format!(
                 "no CA in {} issued the server's certificate, \
                  or the server does not send its intermediate certificate, \
-                 or a certificate has an RSA key of less than 2,048 bits",
+                 or a certificate has an RSA key of less than 2,048 or more than 8,192 bits",
                 file.name
             ),
             None => "no built-in CA issued the server's certificate, \

@@ -106,7 +106,7 @@ fn a_certificate_of_a_tls_proxy_is_checked_and_the_proxy_is_named() {
     run.fails_with(3, "through the proxy ");
     let cause = "no CA in other.pem (from --cacert) issued the server's certificate, \
                  or the server does not send its intermediate certificate, \
-                 or a certificate has an RSA key of less than 2,048 bits; ";
+                 or a certificate has an RSA key of less than 2,048 or more than 8,192 bits; ";
     run.fails_with(3, cause);
 }
 

@@ -83,7 +83,7 @@ fn a_portal_that_is_not_trusted_gets_no_request() {
     let no_ca = format!(
         "no CA in {} (from --cacert) issued the server's certificate, \
          or the server does not send its intermediate certificate, \
-         or a certificate has an RSA key of less than 2,048 bits",
+         or a certificate has an RSA key of less than 2,048 or more than 8,192 bits",
         other.display()
     );
     for case in [
