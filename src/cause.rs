@@ -66,11 +66,11 @@ pub fn sign_in_cause(reply: &Reply) -> Option<String> {
         401 | 403 | 404 if is_ambiguous || !reply.is_empty() => return None,
         401 if reply.has_api_key => {
             "the key is wrong, deactivated or expired, or its user is disabled, \
-             or something in front of the portal removes the key"
+             or something in front of the portal refuses, or removes the key"
         }
         401 => {
             "the key is wrong, deactivated or expired, or its user is disabled, \
-             or something in front of the portal removes the key \
+             or something in front of the portal refuses, or removes the key \
              (it does not begin with sk-, so it is not an API key)"
         }
         403 if reply.has_api_key => {
@@ -103,7 +103,7 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
             && reply.challenge.is_empty() =>
         {
             "the identity service does not accept the portal's signature, or is failing, \
-             or something in front of the portal removes x-signature"
+             or something in front of the portal refuses, or removes x-signature"
         }
         404 if reply.is_problem() || has_only_reason => {
             "no client with this id, or the key's user may not manage it"

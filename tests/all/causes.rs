@@ -174,7 +174,7 @@ fn later(reply: &[u8]) -> Vec<u8> {
 const TOO_LATE: &str = ", and the next attempt in 3600s would exceed the time limit";
 
 const WRONG_KEY: &str = "the key is wrong, deactivated or expired, or its user is disabled, \
-    or something in front of the portal removes the key";
+    or something in front of the portal refuses, or removes the key";
 const PASSWORD: &str = "something in front of the portal asks for a password or other credentials";
 const RESTRICTED: &str = "usually means that the key's rights are restricted \
     (it needs read access to everything), or something in front of the portal refuses";
@@ -182,7 +182,7 @@ const NO_API: &str = "no DocSpace API at this address, or DocSpace is older than
 const WEB_PAGE: &str = "a web page, not an API reply";
 const ROLE: &str = "the key's user is a guest, or Developer Tools are limited to administrators";
 const SIGNATURE_REFUSED: &str = "the identity service does not accept the portal's signature, or is failing, \
-    or something in front of the portal removes x-signature";
+    or something in front of the portal refuses, or removes x-signature";
 const NO_CLIENT: &str = "no client with this id, or the key's user may not manage it";
 
 struct SignInRow {

@@ -193,14 +193,14 @@ fn a_wrong_key_ends_the_run() {
         Case {
             name: "an API key",
             reply: recorded("token-401"),
-            said: "401: the key is wrong, deactivated or expired, or its user is disabled, or something in front of the portal removes the key",
+            said: "401: the key is wrong, deactivated or expired, or its user is disabled, or something in front of the portal refuses, or removes the key",
             ..Case::default()
         },
         Case {
             name: "a bearer token",
             key: BEARER,
             reply: recorded("token-401"),
-            said: "401: the key is wrong, deactivated or expired, or its user is disabled, or something in front of the portal removes the key (it does not begin with sk-, so it is not an API key)",
+            said: "401: the key is wrong, deactivated or expired, or its user is disabled, or something in front of the portal refuses, or removes the key (it does not begin with sk-, so it is not an API key)",
             ..Case::default()
         },
         Case {
@@ -441,7 +441,7 @@ fn a_revoke_that_is_refused_or_answered_with_a_web_page_is_5_and_ends_the_run() 
         Case {
             name: "refused",
             reply: recorded("delete-403-unsigned"),
-            said: "403: the identity service does not accept the portal's signature, or is failing, or something in front of the portal removes x-signature",
+            said: "403: the identity service does not accept the portal's signature, or is failing, or something in front of the portal refuses, or removes x-signature",
             ..Case::default()
         },
         Case {
@@ -470,7 +470,7 @@ fn a_revoke_alone_that_is_refused_is_3() {
     run.fails_with(
         3,
         &format!(
-            "with status 403: the identity service does not accept the portal's signature, or is failing, or something in front of the portal removes x-signature; {REFUSED}"
+            "with status 403: the identity service does not accept the portal's signature, or is failing, or something in front of the portal refuses, or removes x-signature; {REFUSED}"
         ),
     );
 }
