@@ -625,44 +625,57 @@ fn cron_starts_nothing_without_the_lock_or_the_program() {
     assert_eq!(job.portal.connections(), 0);
 }
 
-/// The shell of a CI job ends at the first command that fails.
+/// The shell of a CI job ends at the first command that fails, or when the job is cancelled.
 #[test]
-fn the_readme_stores_a_secret_that_a_failed_run_printed() {
+fn the_readme_stores_a_secret_that_was_printed_in_any_case() {
     let readme = text("README.md");
-    let start = readme.find("    secret=$(docspace-rotate)").unwrap();
+    let start = readme.find("    trap : HUP INT TERM").unwrap();
     let (script, _) = readme[start..].split_once("\n\n").unwrap();
-    let script = script
-        .replace("$(docspace-rotate)", "$(\"$PROGRAM\")")
-        .replace("store --stdin", "cat > stored");
-    let refused = response("403 ", "", "");
+    let script = script.replace("$(docspace-rotate)", "$($RUN)");
+    let refused = |call| expect(call, response("403 ", "", ""));
+    let not_revoked = || ready([regenerate(), refused("DELETE revoke")]);
+    let cancelled = "export SHELL_ID=$$\n";
+    let cancel = "sh -c '\"$0\"; status=$?; kill -TERM $SHELL_ID; exit $status'";
+    let store = "cat > stored";
     let mask = format!("::add-mask::{SECRET}\n");
-    for (script_of_portal, status, stdout, stored) in [
-        (good_run(), 0, mask.as_str(), Some(SECRET)),
+    for (name, replies, before, store, status, stored) in [
+        ("a good run", good_run(), "", store, 0, Some(SECRET)),
+        ("not revoked", not_revoked(), "", store, 5, Some(SECRET)),
+        ("cancelled", good_run(), cancelled, store, 0, Some(SECRET)),
+        ("not stored", good_run(), "", "false", 6, None),
         (
-            ready([regenerate(), expect("DELETE revoke", refused.clone())]),
-            5,
-            &mask,
-            Some(SECRET),
-        ),
-        (
-            ready([expect("PATCH regenerate", refused.clone())]),
-            3,
+            "refused",
+            ready([refused("PATCH regenerate")]),
             "",
+            store,
+            3,
             None,
         ),
     ] {
+        let _case = Named(name);
         let folder = Folder::new();
-        let portal = MockPortal::new(script_of_portal);
+        let portal = MockPortal::new(replies);
+        let program = env!("CARGO_BIN_EXE_docspace-rotate");
+        let start = match before {
+            "" => "\"$PROGRAM\"".to_owned(),
+            _ => format!("{cancel} \"$PROGRAM\""),
+        };
+        let script = script
+            .replace("$RUN", &start)
+            .replace("store --stdin", store);
         let mut shell = command("sh");
         set_portal(&mut shell, &portal);
-        let run = run(shell
-            .args(["-e", "-c", &script])
+        shell
+            .args(["-e", "-c", &format!("{before}{script}")])
             .env("PATH", "/usr/bin:/bin")
-            .env("PROGRAM", program().get_program())
+            .env("PROGRAM", program)
             .env("DOCSPACE_CLIENT_ID", CLIENT)
-            .current_dir(folder.as_ref()));
+            .current_dir(folder.as_ref());
+        let output = shell.output().unwrap();
+        let run = Run::of(&shell, &output);
         assert_eq!(run.status, Some(status), "{run}");
-        assert_eq!(run.stdout, stdout, "{run}");
+        let is_masked = run.stdout == mask;
+        assert_eq!(is_masked, status != 3, "{run}");
         assert_eq!(read(&folder, "stored").as_deref(), stored, "{run}");
     }
 }
