@@ -95,7 +95,7 @@ impl<'a> Output<'a> {
             // Some file systems report an error only at the sync. A pipe cannot be synced.
             Output::Stream(mut file) => file
                 .write_all(&line)
-                .and_then(|()| file.sync_all().or_else(ignore_unless_full)),
+                .and_then(|()| file.sync_all().or_else(ignore_unsupported)),
             Output::Existing(file, path) => overwrite(file, path, &line),
             Output::New(path) => create(path, &line),
             Output::Command(name, args) => command::run(name, args, options, text.as_bytes()),
@@ -163,8 +163,8 @@ fn try_create(path: &Path) -> io::Result<()> {
     let (mut file, temp_path) = create_temp_in_same_dir(path)?;
     fs::remove_file(temp_path)?;
     let zeros = [0; MIN_FREE_SPACE as usize];
-    file.write_all(&zeros).or_else(ignore_unless_full)?;
-    file.sync_all().or_else(ignore_unless_full)
+    file.write_all(&zeros).or_else(ignore_unsupported)?;
+    file.sync_all().or_else(ignore_unsupported)
 }
 
 /// Makes sure that a regular file has room. That changes its modification time, so only if it is
@@ -193,7 +193,7 @@ fn reserve_room(file: &File, start: u64) -> io::Result<()> {
     };
     match result {
         0 => Ok(()),
-        _ => ignore_unless_full(io::Error::last_os_error()),
+        _ => ignore_unsupported(io::Error::last_os_error()),
     }
 }
 
@@ -207,12 +207,11 @@ fn size_limit() -> u64 {
     }
 }
 
-/// Returns the error of a full or failing disk, a quota or a size limit. Ignores any other: not every
-/// file system can reserve room or sync, and the delivery will tell.
-fn ignore_unless_full(error: io::Error) -> io::Result<()> {
+/// Ignores that a file system or a sandbox cannot reserve room or sync: the delivery will tell.
+fn ignore_unsupported(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EIO) => Err(error),
-        _ => Ok(()),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM) => Ok(()),
+        _ => Err(error),
     }
 }
 
