@@ -631,51 +631,53 @@ fn the_readme_stores_a_secret_that_was_printed_in_any_case() {
     let readme = text("README.md");
     let start = readme.find("    trap : HUP INT TERM").unwrap();
     let (script, _) = readme[start..].split_once("\n\n").unwrap();
-    let script = script.replace("$(docspace-rotate)", "$($RUN)");
+    let script = format!("export JOB=$$\n{script}");
     let refused = |call| expect(call, response("403 ", "", ""));
-    let not_revoked = || ready([regenerate(), refused("DELETE revoke")]);
-    let cancelled = "export SHELL_ID=$$\n";
-    let cancel = "sh -c '\"$0\"; status=$?; kill -TERM $SHELL_ID; exit $status'";
-    let store = "cat > stored";
+    let not_revoked = ready([regenerate(), refused("DELETE revoke")]);
+    let not_changed = ready([refused("PATCH regenerate")]);
+    let (store, cancel) = ("cat > stored", "kill -TERM $JOB");
     let mask = format!("::add-mask::{SECRET}\n");
-    for (name, replies, before, store, status, stored) in [
-        ("a good run", good_run(), "", store, 0, Some(SECRET)),
-        ("not revoked", not_revoked(), "", store, 5, Some(SECRET)),
-        ("cancelled", good_run(), cancelled, store, 0, Some(SECRET)),
-        ("not stored", good_run(), "", "false", 6, None),
+    for (name, replies, afterwards, store, status, stdout, stored) in [
+        ("good", good_run(), ":", store, 0, &*mask, Some(SECRET)),
         (
-            "refused",
-            ready([refused("PATCH regenerate")]),
-            "",
+            "not revoked",
+            not_revoked,
+            ":",
             store,
-            3,
-            None,
+            5,
+            &mask,
+            Some(SECRET),
         ),
+        (
+            "cancelled",
+            good_run(),
+            cancel,
+            store,
+            0,
+            &mask,
+            Some(SECRET),
+        ),
+        ("not stored", good_run(), ":", "exit 1", 6, &mask, None),
+        ("refused", not_changed, ":", store, 3, "", None),
     ] {
         let _case = Named(name);
         let folder = Folder::new();
+        let program = format!("\"$PROGRAM\"; status=$?; {afterwards}; exit $status");
+        stub(&folder, "docspace-rotate", &program);
+        stub(&folder, "store", store);
         let portal = MockPortal::new(replies);
-        let program = env!("CARGO_BIN_EXE_docspace-rotate");
-        let start = match before {
-            "" => "\"$PROGRAM\"".to_owned(),
-            _ => format!("{cancel} \"$PROGRAM\""),
-        };
-        let script = script
-            .replace("$RUN", &start)
-            .replace("store --stdin", store);
         let mut shell = command("sh");
         set_portal(&mut shell, &portal);
         shell
-            .args(["-e", "-c", &format!("{before}{script}")])
-            .env("PATH", "/usr/bin:/bin")
-            .env("PROGRAM", program)
+            .args(["-e", "-c", &script])
+            .env("PATH", path_with(folder.as_ref()))
+            .env("PROGRAM", env!("CARGO_BIN_EXE_docspace-rotate"))
             .env("DOCSPACE_CLIENT_ID", CLIENT)
             .current_dir(folder.as_ref());
         let output = shell.output().unwrap();
         let run = Run::of(&shell, &output);
         assert_eq!(run.status, Some(status), "{run}");
-        let is_masked = run.stdout == mask;
-        assert_eq!(is_masked, status != 3, "{run}");
+        assert_eq!(run.stdout, stdout, "{run}");
         assert_eq!(read(&folder, "stored").as_deref(), stored, "{run}");
     }
 }
