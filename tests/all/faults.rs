@@ -256,7 +256,8 @@ fn a_wait_that_exceeds_the_time_limit_does_not_begin() {
         let _case = Named(case.name);
         let (call, seconds) = (case.call, case.seconds);
         let status = format!("{} ", &case.reply[..3]);
-        let reply = response(&status, &format!("Retry-After: {seconds}"), "");
+        // Whitespace around a value does not count (RFC 9110, section 5.5).
+        let reply = response(&status, &format!("Retry-After: \t{seconds} "), "");
         let run = run_script(good_run_until(call, reply), &["--timeout", "3"]);
         assert_eq!(run.status, Some(case.status), "{run}");
         let note = format!("and the next attempt in {seconds}s would exceed the time limit; ");
