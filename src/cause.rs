@@ -89,7 +89,7 @@ pub fn refusal_cause(reply: &Reply) -> Option<String> {
     if let Some(cause) = reply.general_cause() {
         return Some(cause);
     }
-    // Portals before 3.7.1 send only `reason`. Other servers send other fields, too.
+    // Portals before 3.7.1 send only `reason`: four quotes in all. Other servers send other fields, too.
     let has_only_reason =
         reply.text().starts_with("{\"reason\":\"") && reply.text().split("\"").count() == 5;
     let cause = match reply.status {

@@ -207,7 +207,7 @@ fn size_limit() -> u64 {
     }
 }
 
-/// Ignores that a file system or a sandbox cannot reserve room or sync: the delivery will tell.
+/// Ignores an error that only says that a file system or a sandbox does not support the operation.
 fn ignore_unsupported(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM) => Ok(()),

@@ -204,7 +204,7 @@ fn what_came_instead(reply: &Reply) -> String {
     }
 }
 
-/// Removes whitespace and byte order marks, that some servers put before a body.
+/// Removes whitespace and the byte order mark that some servers put before a body.
 pub fn trim(body: &str) -> &str {
     body.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }

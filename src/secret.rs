@@ -38,8 +38,8 @@ impl Secret {
         ))
     }
 
-    /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces. Nothing but
-    /// asterisks is what a gateway leaves of a secret that it hides.
+    /// Accepts a client secret: 1 to 1,024 printable ASCII characters without spaces. A gateway that
+    /// masks secrets leaves only asterisks.
     pub fn client_secret(text: &str) -> Option<Secret> {
         if text.trim_matches('*').is_empty()
             || text.len() > 1024
